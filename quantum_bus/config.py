@@ -1,0 +1,249 @@
+"""Options of a bus and of a subscriber: checked once, when they are given, and never again.
+
+A value that cannot work raises :class:`ConfigurationError` at construction and says what would be right.
+Durations are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from . import names
+from .errors import ConfigurationError
+
+SCHEMES: Final = ("redis", "rediss", "unix")
+
+DEFAULT_MAX_PAYLOAD_BYTES: Final = 1_048_576
+DEFAULT_CONNECT_TIMEOUT: Final = 5.0
+DEFAULT_REPLY_TIMEOUT: Final = 5.0
+DEFAULT_BLOCK: Final = 2.0
+DEFAULT_PUBLISH_TIMEOUT: Final = 5.0
+DEFAULT_STOP_TIMEOUT: Final = 30.0
+DEFAULT_BACKOFF_INITIAL: Final = 0.05
+DEFAULT_BACKOFF_MAXIMUM: Final = 2.0
+
+TraceMode = Literal["continue", "link"]
+Start = Literal["beginning", "new"]
+Jitter = Literal["full", "none"]
+ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
+
+
+def _positive(name: str, value: float, *, zero: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value >= 0 if zero else value > 0) or value == float("inf"):
+        raise ConfigurationError(f"{name}={value!r}: give a finite number {'of 0 or more' if zero else 'above 0'}")
+
+
+def _count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number of 1 or more")
+
+
+def masked_url(url: str) -> str:
+    """The URL as it may be shown: its password, in the user part or the query, replaced by ``***``."""
+    parts = urlsplit(url)
+    shown = parts
+    if parts.password is not None:
+        user = parts.netloc.rpartition("@")[0].partition(":")[0]
+        shown = shown._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}")
+    if parts.query:
+        pairs = [pair.partition("=") for pair in parts.query.split("&")]
+        query = "&".join(f"{key}=***" if "pass" in key.lower() else key + sign + value for key, sign, value in pairs)
+        shown = shown._replace(query=query)
+    return shown.geturl()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When a failed handler runs again.
+
+    The delay before attempt ``n + 1`` is ``min(maximum, initial * multiplier ** (n - 1))``; with full jitter
+    a uniformly random share of it (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+
+    Attributes:
+        max_attempts: handler runs in all, the first one included; after the last the message is dead-lettered.
+        initial: delay after the first failure, in seconds; 0 runs again at once.
+        maximum: longest delay, in seconds.
+        multiplier: growth from one delay to the next, 1 or more.
+        jitter: ``"full"`` or ``"none"``.
+        retry_on: only these errors are retried; the others are dead-lettered at once.
+        give_up_on: these errors are dead-lettered at once, even where ``retry_on`` names them.
+    """
+
+    max_attempts: int = 5
+    initial: float = 0.5
+    maximum: float = 300.0
+    multiplier: float = 2.0
+    jitter: Jitter = "full"
+    retry_on: ErrorTypes = Exception
+    give_up_on: ErrorTypes = ()
+
+    def __post_init__(self) -> None:
+        _count("max_attempts", self.max_attempts)
+        _positive("initial", self.initial, zero=True)
+        _positive("maximum", self.maximum, zero=True)
+        if not isinstance(self.multiplier, (int, float)) or not 1 <= self.multiplier < float("inf"):
+            raise ConfigurationError(f"multiplier={self.multiplier!r}: give a finite number of 1 or more")
+        if self.jitter not in ("full", "none"):
+            raise ConfigurationError(f"jitter={self.jitter!r}: give 'full' or 'none'")
+        for option, types in (("retry_on", self.retry_on), ("give_up_on", self.give_up_on)):
+            listed = types if isinstance(types, tuple) else (types,)
+            if not all(isinstance(t, type) and issubclass(t, BaseException) for t in listed):
+                raise ConfigurationError(f"{option}={types!r}: give an exception class or a tuple of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusConfig:
+    """What a bus was told; see :class:`quantum_bus.EventBus` for the meaning of each option.
+
+    ``url`` is None where the caller hands in a client of its own.
+    """
+
+    url: str | None
+    service: str
+    prefix: str = ""
+    max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
+    reply_timeout: float = DEFAULT_REPLY_TIMEOUT
+    block: float = DEFAULT_BLOCK
+    sampled: bool = True
+    send_baggage: bool = True
+    backoff_initial: float = DEFAULT_BACKOFF_INITIAL
+    backoff_maximum: float = DEFAULT_BACKOFF_MAXIMUM
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            _check_url(self.url)
+        if not isinstance(self.service, str) or not self.service.strip():
+            raise ConfigurationError(
+                f"service={self.service!r}: name the service, as service='auto_executor' or in {names.ENV_SERVICE}"
+            )
+        if not isinstance(self.prefix, str):
+            raise ConfigurationError(f"prefix={self.prefix!r}: give a str, for example 'staging:'")
+        _count("max_payload_bytes", self.max_payload_bytes)
+        for option in ("connect_timeout", "reply_timeout", "block", "backoff_initial", "backoff_maximum"):
+            _positive(option, getattr(self, option))
+
+    @classmethod
+    def resolve(
+        cls,
+        url: str | None,
+        service: str | None,
+        *,
+        has_client: bool,
+        env: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> BusConfig:
+        """Fill in what the caller left out from the environment.
+
+        Raises:
+            ConfigurationError: no URL or no service is to be found, or an option cannot work.
+        """
+        env = os.environ if env is None else env
+        if has_client and url is not None:
+            raise ConfigurationError("give either a url or a client, not both")
+        if not has_client and url is None:
+            url = env.get(names.ENV_URL)
+            if not url:
+                raise ConfigurationError(
+                    f"no Redis to talk to: EventBus('redis://localhost:6379/0'), or set {names.ENV_URL}"
+                )
+        if service is None:
+            service = env.get(names.ENV_SERVICE) or env.get(names.ENV_OTEL_SERVICE)
+            if not service:
+                raise ConfigurationError(
+                    f"the service has no name: EventBus(…, service='auto_executor'), or set {names.ENV_SERVICE}"
+                )
+        return cls(url=url, service=service, **options)  # type: ignore[arg-type]  # __post_init__ checks each
+
+
+def _check_url(url: str) -> None:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"url={url!r}: give a str such as 'redis://localhost:6379/0'")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"url: {error}; a right one is 'redis://localhost:6379/0'") from error
+    if parts.scheme not in SCHEMES:
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ConfigurationError(
+            f"url={masked_url(url)!r} does not begin with one of {schemes}; a right one is 'redis://localhost:6379/0'"
+        )
+    if parts.scheme == "unix" and not parts.path:
+        raise ConfigurationError("url: a unix:// address needs the socket's path, as 'unix:///run/redis.sock'")
+    if parts.scheme != "unix" and not parts.hostname:
+        raise ConfigurationError(f"url={masked_url(url)!r} names no host; a right one is 'redis://localhost:6379/0'")
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ConfigurationError(
+            f"url={masked_url(url)!r}: the database behind the slash is a number, as 'redis://localhost:6379/0'"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriberConfig:
+    """What a subscriber was told; see :meth:`quantum_bus.EventBus.subscriber`. ``streams`` carry the bus's prefix."""
+
+    streams: tuple[str, ...]
+    group: str
+    batch: int = 1
+    concurrency: int = 16
+    ack_wait: float = 30.0
+    timeout: float | None = None
+    retry: Retry = field(default_factory=Retry)
+    start: Start = "beginning"
+    trace_mode: TraceMode = "continue"
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise ConfigurationError("a subscriber needs a stream: @bus.subscriber('orders')")
+        for stream in self.streams:
+            check_stream(stream)
+        if len(set(self.streams)) != len(self.streams):
+            raise ConfigurationError(f"streams={self.streams!r}: name each stream once")
+        if not isinstance(self.group, str) or not self.group:
+            raise ConfigurationError(f"group={self.group!r}: give the consumer group's name")
+        _count("batch", self.batch)
+        _count("concurrency", self.concurrency)
+        _positive("ack_wait", self.ack_wait)
+        if self.timeout is not None:
+            _positive("timeout", self.timeout)
+        if not isinstance(self.retry, Retry):
+            raise ConfigurationError(f"retry={self.retry!r}: give a Retry, as Retry(max_attempts=3)")
+        if self.start not in ("beginning", "new"):
+            raise ConfigurationError(f"start={self.start!r}: give 'beginning' or 'new'")
+        if self.trace_mode not in ("continue", "link"):
+            raise ConfigurationError(f"trace_mode={self.trace_mode!r}: give 'continue' or 'link'")
+
+
+def check_stream(stream: str) -> None:
+    """Refuse what cannot be a stream's name.
+
+    Side keys must hash to the stream's own cluster slot, as ``{name}:dlq``. That works for a name without
+    braces, and for one with a hash tag of its own; not for one whose braces hold no tag.
+
+    Raises:
+        ConfigurationError: the name is empty, no str, or has braces that are no hash tag.
+    """
+    if not isinstance(stream, str) or not stream:
+        raise ConfigurationError(f"stream={stream!r}: give a stream's name, as 'orders'")
+    if ("{" in stream or "}" in stream) and hash_tag(stream) is None:
+        raise ConfigurationError(
+            f"stream={stream!r} has braces that are no Redis hash tag; leave them out, or write a tag as 'orders:{{eu}}'"
+        )
+
+
+def hash_tag(key: str) -> str | None:
+    """The part of a key that decides its cluster slot, or None where the whole key does.
+
+    Source: Redis Cluster specification, "Hash tags": what stands between the first ``{`` and the first ``}`` after
+    it, if that is not empty.
+    """
+    _, opened, rest = key.partition("{")
+    tag, closed, _ = rest.partition("}")
+    return tag if opened and closed and tag else None

@@ -1,0 +1,385 @@
+"""Wire format version 1: an event becomes the fields of a stream entry, and back.
+
+No I/O and no clock of its own beyond ids and timestamps. ``docs/wire-format.md`` describes the format for other
+languages; ``tests/vectors`` holds its test vectors.
+
+An entry without ``v`` is foreign. It is read leniently and always yields a message; see :func:`decode`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanContext
+
+from . import names, propagation
+from .errors import ConfigurationError, PayloadTooLarge, SerializationError
+
+MAX_ID_LENGTH: Final = 128
+MAX_HEADERS: Final = 64
+MAX_HEADERS_BYTES: Final = 65_536
+
+_VERSION: Final = str(names.WIRE_VERSION).encode()
+_KNOWN_FIELDS: Final = frozenset(
+    (
+        names.FIELD_VERSION,
+        names.FIELD_DATA,
+        names.FIELD_EVENT,
+        names.FIELD_KEY,
+        names.FIELD_MESSAGE_ID,
+        names.FIELD_CORRELATION_ID,
+        names.FIELD_CAUSATION_ID,
+        names.FIELD_TRACEPARENT,
+        names.FIELD_TRACESTATE,
+        names.FIELD_BAGGAGE,
+        names.FIELD_SERVICE,
+        names.FIELD_TS,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to publish: a payload and what goes with it. Middleware around publish sees and may replace it.
+
+    Attributes:
+        payload: anything JSON can say: dict, list, str, number, bool, None; also dataclasses, pydantic models,
+            UUIDs, datetimes and enums.
+        event: the event's name, as ``"INTENT_CREATED"``.
+        key: the ordering key.
+        correlation_id: the flow's id; by default the one in force, else the trace's.
+        message_id: unique and stable over retries; by default a new one, ordered by time (UUID version 7).
+        headers: the caller's own, str to str.
+        stream: where it goes; set by ``publish``.
+    """
+
+    payload: Any
+    event: str | None = None
+    key: str | None = None
+    correlation_id: str | UUID | None = None
+    message_id: str | UUID | None = None
+    headers: Mapping[str, str] | None = None
+    stream: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What Redis confirmed.
+
+    Attributes:
+        id: the stream entry's id, as ``"1735900523456-0"``.
+        message_id: the message's own id.
+        correlation_id: the flow's id.
+        stream: the stream's full name, with the bus's prefix.
+    """
+
+    id: str
+    message_id: str
+    correlation_id: str
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A checked event, ready to be given its trace context and sent. ``data`` is the payload as JSON bytes."""
+
+    stream: str
+    data: bytes
+    event: str | None
+    key: str | None
+    message_id: str
+    correlation_id: str | None
+    causation_id: str | None
+    headers: tuple[tuple[str, str], ...]
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+
+def new_message_id() -> str:
+    """A UUID version 7 (RFC 9562): unique, and sorted by the millisecond it was made in."""
+    millis = time.time_ns() // 1_000_000
+    bits = propagation.random_bits(74)
+    value = (
+        (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (bits >> 62) << 64 | 0b10 << 62 | bits & 0x3FFF_FFFF_FFFF_FFFF
+    )
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """RFC 3339 in UTC with microseconds, as ``2026-01-03T10:15:23.456789Z``; by default of now."""
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z"
+
+
+def prepare(event: Event, *, max_payload_bytes: int) -> Outgoing:
+    """Check an event and serialize its payload.
+
+    Raises:
+        SerializationError: the payload cannot be JSON.
+        PayloadTooLarge: it can, and is longer than ``max_payload_bytes``.
+        ConfigurationError: a header, key or id is of the wrong type or size.
+    """
+    data = dumps(event.payload)
+    if len(data) > max_payload_bytes:
+        raise PayloadTooLarge(len(data), max_payload_bytes)
+    for option, value in (("event", event.event), ("key", event.key)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise ConfigurationError(f"{option}={value!r}: give a str that is not empty, or leave it out")
+    return Outgoing(
+        stream=event.stream,
+        data=data,
+        event=event.event,
+        key=event.key,
+        message_id=new_message_id() if event.message_id is None else _checked_message_id(event.message_id),
+        correlation_id=propagation.checked_correlation_id(event.correlation_id) or propagation.get_correlation_id(),
+        causation_id=propagation.get_causation_id(),
+        headers=_checked_headers(event.headers) if event.headers else (),
+    )
+
+
+def _checked_message_id(value: str | UUID) -> str:
+    text = str(value) if isinstance(value, UUID) else value
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_ID_LENGTH or not text.isprintable():
+        raise ConfigurationError(f"message_id={value!r}: give 1 to {MAX_ID_LENGTH} printable characters")
+    return text
+
+
+def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(headers.items())
+    for name, value in pairs:
+        if not isinstance(name, str) or not name or not isinstance(value, str):
+            raise ConfigurationError(f"headers: {name!r}: {value!r} is not str to str, as {{'tenant': 'eu-1'}}")
+    size = sum(len(name) + len(value) for name, value in pairs)
+    if len(pairs) > MAX_HEADERS or size > MAX_HEADERS_BYTES:
+        raise ConfigurationError(
+            f"headers: {len(pairs)} with {size:,} characters, over the limit of {MAX_HEADERS} with {MAX_HEADERS_BYTES:,}; "
+            "what is large belongs in the payload"
+        )
+    return pairs
+
+
+def dumps(payload: Any) -> bytes:
+    """The payload as JSON bytes.
+
+    Raises:
+        SerializationError: it cannot be said in JSON without changing it.
+    """
+    try:
+        data = orjson.dumps(payload, default=_jsonable)
+    except (TypeError, RecursionError) as error:  # orjson's JSONEncodeError is a TypeError
+        cause = error.__cause__ or error
+        raise SerializationError(
+            f"the payload ({type(payload).__name__}) cannot be JSON: {cause}; publish dicts with str keys, lists, "
+            "str, numbers below 64 bits, bool, None, dataclasses or pydantic models"
+        ) from error
+    if b"null" in data:  # orjson writes NaN and the infinities as null, which would change the payload in silence
+        _refuse_non_finite(payload)
+    return data
+
+
+def _jsonable(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if callable(dump) and not isinstance(value, type):
+        return dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _refuse_non_finite(value: Any) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise SerializationError(
+                f"the payload holds {value!r}, which JSON cannot say; publish None or a str instead"
+            )
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _refuse_non_finite(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_non_finite(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            _refuse_non_finite(getattr(value, field.name))
+
+
+def encode(
+    outgoing: Outgoing, *, correlation_id: str, context: SpanContext, baggage: str, service: str
+) -> list[bytes | str]:
+    """The entry's fields, names and values in turn, in the order of the format's table."""
+    fields: list[bytes | str] = [names.FIELD_VERSION, _VERSION, names.FIELD_DATA, outgoing.data]
+    if outgoing.event is not None:
+        fields += (names.FIELD_EVENT, outgoing.event)
+    if outgoing.key is not None:
+        fields += (names.FIELD_KEY, outgoing.key)
+    fields += (names.FIELD_MESSAGE_ID, outgoing.message_id, names.FIELD_CORRELATION_ID, correlation_id)
+    if outgoing.causation_id is not None:
+        fields += (names.FIELD_CAUSATION_ID, outgoing.causation_id)
+    fields += (names.FIELD_TRACEPARENT, propagation.format_traceparent(context))
+    if context.trace_state:
+        fields += (names.FIELD_TRACESTATE, context.trace_state.to_header())
+    if baggage:
+        fields += (names.FIELD_BAGGAGE, baggage)
+    fields += (names.FIELD_SERVICE, service, names.FIELD_TS, timestamp())
+    for name, value in outgoing.headers:
+        fields += (names.HEADER_PREFIX + name, value)
+    return fields
+
+
+# --- in ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stream entry as Redis gave it: ``fields`` are names and values in turn, duplicates included."""
+
+    stream: str
+    id: str
+    fields: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A decoded entry.
+
+    Attributes:
+        data: the payload as JSON value; None where ``reason`` says why there is none.
+        raw: the payload's bytes.
+        context: the remote trace context: the entry's own, else one derived from stream and id.
+        baggage: an OpenTelemetry context with the entry's baggage.
+        extra: fields that the format does not know, as text.
+        foreign: the entry came without ``v``.
+        reason: None, or why the payload cannot be had: one of ``names.REASON_*``.
+        detail: the reason in words.
+    """
+
+    stream: str
+    id: str
+    data: Any
+    raw: bytes
+    event: str | None
+    key: str | None
+    message_id: str
+    correlation_id: str
+    causation_id: str | None
+    service: str | None
+    ts: str | None
+    headers: Mapping[str, str]
+    context: SpanContext
+    baggage: Context
+    extra: Mapping[str, str]
+    foreign: bool
+    reason: str | None = None
+    detail: str | None = None
+
+
+def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
+    """Read an entry; never raises.
+
+    What cannot be decoded still has ids and a context, so that its dead letter can be followed. In an entry without
+    ``v``, ``data``, else ``payload``, is the payload if it is JSON, else the entry's own fields are. A missing or
+    malformed trace context or correlation id is derived; see :func:`quantum_bus.propagation.derived_context`.
+
+    Args:
+        sampled: the flag of a derived context.
+    """
+    texts = _texts(entry.fields)
+    version = texts.get(names.FIELD_VERSION)
+    reason = detail = None
+    if version is not None and version.isascii() and version.isdecimal():
+        foreign = False
+        data, raw, reason, detail = _payload(entry.fields, version)
+    else:
+        foreign = True
+        data, raw = _foreign_payload(entry.fields, texts)
+
+    own = propagation.parse_context(texts.get(names.FIELD_TRACEPARENT), texts.get(names.FIELD_TRACESTATE))
+    context = own or propagation.derived_context(entry.stream, entry.id, sampled=sampled)
+    correlation_id = propagation.checked_correlation_id(texts.get(names.FIELD_CORRELATION_ID))
+    headers = {k.removeprefix(names.HEADER_PREFIX): v for k, v in texts.items() if k.startswith(names.HEADER_PREFIX)}
+    event, service, ts = (
+        texts.get(name) or (texts.get(stand_in) if foreign else None)
+        for name, stand_in in (
+            (names.FIELD_EVENT, names.FOREIGN_EVENT),
+            (names.FIELD_SERVICE, names.FOREIGN_SERVICE),
+            (names.FIELD_TS, names.FOREIGN_TS),
+        )
+    )
+    return Incoming(
+        stream=entry.stream,
+        id=entry.id,
+        data=data,
+        raw=raw,
+        event=event,
+        key=texts.get(names.FIELD_KEY),
+        message_id=(not foreign and _bounded(texts.get(names.FIELD_MESSAGE_ID))) or entry.id,
+        correlation_id=correlation_id or f"{context.trace_id:032x}",
+        causation_id=_bounded(texts.get(names.FIELD_CAUSATION_ID)),
+        service=service,
+        ts=ts,
+        headers=headers,
+        context=context,
+        baggage=propagation.with_baggage(texts.get(names.FIELD_BAGGAGE)),
+        extra={k: v for k, v in texts.items() if k not in _KNOWN_FIELDS and not k.startswith(names.HEADER_PREFIX)},
+        foreign=foreign,
+        reason=reason,
+        detail=detail,
+    )
+
+
+def _texts(fields: Sequence[bytes]) -> dict[str, str]:
+    """Fields as text, but for the payload, whose bytes are read as they are. Of two of one name the first counts."""
+    texts: dict[str, str] = {}
+    for index in range(0, len(fields) - 1, 2):
+        name = fields[index].decode(errors="backslashreplace")
+        texts.setdefault(name, "" if name == names.FIELD_DATA else fields[index + 1].decode(errors="backslashreplace"))
+    return texts
+
+
+def _first(fields: Sequence[bytes], name: str) -> bytes | None:
+    wanted = name.encode()
+    for index in range(0, len(fields) - 1, 2):
+        if fields[index] == wanted:
+            return fields[index + 1]
+    return None
+
+
+def _bounded(text: str | None) -> str | None:
+    return text if text and len(text) <= MAX_ID_LENGTH and text.isprintable() else None
+
+
+def _payload(fields: Sequence[bytes], version: str) -> tuple[Any, bytes, str | None, str | None]:
+    raw = _first(fields, names.FIELD_DATA)
+    if version != str(names.WIRE_VERSION):
+        detail = f"wire format version {version[:20]!r} is not {names.WIRE_VERSION}; a newer quantum_bus may read it"
+        return None, raw or b"", names.REASON_UNSUPPORTED_VERSION, detail
+    if raw is None:
+        return None, b"", names.REASON_UNDECODABLE, f"the entry has no field {names.FIELD_DATA!r}"
+    try:
+        return orjson.loads(raw), raw, None, None
+    except orjson.JSONDecodeError as error:
+        return None, raw, names.REASON_UNDECODABLE, f"field {names.FIELD_DATA!r} is not JSON: {error}"
+
+
+def _foreign_payload(fields: Sequence[bytes], texts: Mapping[str, str]) -> tuple[Any, bytes]:
+    for name in (names.FIELD_DATA, names.FOREIGN_PAYLOAD):
+        raw = _first(fields, name)
+        if raw is None:
+            continue
+        try:
+            return orjson.loads(raw), raw
+        except orjson.JSONDecodeError:
+            break
+    data = dict(texts)
+    if names.FIELD_DATA in data:
+        data[names.FIELD_DATA] = (_first(fields, names.FIELD_DATA) or b"").decode(errors="backslashreplace")
+    return data, orjson.dumps(data)

@@ -1,0 +1,90 @@
+"""What can go wrong, as one tree.
+
+::
+
+    QuantumBusError
+    ├── ConfigurationError        wrong option, URL, handler signature, stream key: says what would be right
+    ├── BusClosed                 the bus was stopped
+    ├── SerializationError        the payload is not JSON
+    ├── PayloadTooLarge           the payload is JSON, and too much of it
+    ├── PublishError              Redis did not store the message, or did not say so
+    │   ├── PublishTimeout        no answer within the timeout: the message may or may not be stored
+    │   └── BackPressure          Redis is out of memory: not stored, try later
+    ├── ConnectionLost            Redis cannot be reached
+    ├── Reject                    raised by a handler: dead-letter this message now
+    ├── MessageAlreadySettled     ack, nack or term on a message that has had one of them
+    └── LeaseLost                 another consumer has taken the message over; nothing was changed
+
+Errors of the Redis driver are translated where they arise and kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+
+class QuantumBusError(Exception):
+    """Everything this library raises on purpose."""
+
+
+class ConfigurationError(QuantumBusError, ValueError):
+    """An option, URL, name or handler signature is wrong; the text says what would be right."""
+
+
+class BusClosed(QuantumBusError):
+    """The bus was stopped; make a new one."""
+
+
+class SerializationError(QuantumBusError, TypeError):
+    """The payload cannot be written as JSON."""
+
+
+class PayloadTooLarge(QuantumBusError, ValueError):
+    """The encoded payload is longer than the bus's ``max_payload_bytes``.
+
+    Attributes:
+        size: bytes of the encoded payload.
+        limit: bytes allowed.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"the payload is {size:,} bytes of JSON, over the limit of {limit:,}; store it elsewhere and publish "
+            "a reference, or raise max_payload_bytes on the bus"
+        )
+
+
+class PublishError(QuantumBusError):
+    """Redis refused the message; it is not stored."""
+
+
+class PublishTimeout(PublishError, TimeoutError):
+    """Redis did not confirm the message in time. It may be stored: publish again with the same ``message_id``."""
+
+
+class BackPressure(PublishError):
+    """Redis is at ``maxmemory`` and took nothing; slow down and publish again."""
+
+
+class ConnectionLost(QuantumBusError, ConnectionError):
+    """Redis cannot be reached, or the connection broke before the answer came."""
+
+
+class Reject(QuantumBusError):
+    """Raise in a handler to dead-letter the message at once, without a retry.
+
+    Attributes:
+        reason: kept with the dead letter.
+    """
+
+    def __init__(self, reason: str = "rejected by the handler") -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class MessageAlreadySettled(QuantumBusError):
+    """The message has been acked, nacked or terminated before."""
+
+
+class LeaseLost(QuantumBusError):
+    """The message belongs to another consumer by now; the call changed nothing."""

@@ -1,0 +1,204 @@
+"""Every name that leaves the process: spans, metrics, attributes, log events, stream fields and keys.
+
+Names are a contract with dashboards, alert rules and other languages, so each stands here once. The sources:
+
+* messaging spans and metrics: OpenTelemetry semantic conventions, *messaging* (status: Development);
+* ``messaging.system``: no value is registered for Redis Streams, so ``redis`` is used;
+* ``quantum_bus.*``: what the conventions have no name for.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+INSTRUMENTATION_NAME: Final = "quantum_bus"
+
+# --- stream fields, wire format version 1 -------------------------------------------------------
+
+WIRE_VERSION: Final = 1
+
+FIELD_VERSION: Final = "v"
+FIELD_DATA: Final = "data"
+FIELD_EVENT: Final = "event"
+FIELD_KEY: Final = "key"
+FIELD_MESSAGE_ID: Final = "message_id"
+FIELD_CORRELATION_ID: Final = "correlation_id"
+FIELD_CAUSATION_ID: Final = "causation_id"
+FIELD_TRACEPARENT: Final = "traceparent"
+FIELD_TRACESTATE: Final = "tracestate"
+FIELD_BAGGAGE: Final = "baggage"
+FIELD_SERVICE: Final = "service"
+FIELD_TS: Final = "ts"
+HEADER_PREFIX: Final = "h."
+
+# The first user's older format, read but never written.
+FOREIGN_PAYLOAD: Final = "payload"
+FOREIGN_EVENT: Final = "event_type"
+FOREIGN_SERVICE: Final = "source"
+FOREIGN_TS: Final = "timestamp"
+
+# --- dead-letter fields, behind the untouched original ones --------------------------------------
+
+DLQ_STREAM: Final = "dlq.stream"
+DLQ_ID: Final = "dlq.id"
+DLQ_GROUP: Final = "dlq.group"
+DLQ_CONSUMER: Final = "dlq.consumer"
+DLQ_ATTEMPTS: Final = "dlq.attempts"
+DLQ_REASON: Final = "dlq.reason"
+DLQ_ERROR_TYPE: Final = "dlq.error_type"
+DLQ_ERROR_MESSAGE: Final = "dlq.error_message"
+DLQ_STACK: Final = "dlq.stack"
+DLQ_FIRST_FAILED_AT: Final = "dlq.first_failed_at"
+DLQ_LAST_FAILED_AT: Final = "dlq.last_failed_at"
+
+# Why a message is dead: the values of ``dlq.reason``.
+REASON_UNDECODABLE: Final = "undecodable"
+REASON_UNSUPPORTED_VERSION: Final = "unsupported_version"
+REASON_INVALID_PAYLOAD: Final = "invalid_payload"
+REASON_MAX_ATTEMPTS: Final = "max_attempts"
+REASON_REJECTED: Final = "rejected"
+REASON_GAVE_UP: Final = "gave_up"
+
+# --- side keys: `{name}:suffix`, see streams.side_key --------------------------------------------
+
+SUFFIX_DLQ: Final = "dlq"
+
+# --- HTTP ------------------------------------------------------------------------------------------
+
+HEADER_TRACEPARENT: Final = "traceparent"
+HEADER_TRACESTATE: Final = "tracestate"
+HEADER_BAGGAGE: Final = "baggage"
+HEADER_CORRELATION_ID: Final = "X-Correlation-ID"
+
+# --- environment -----------------------------------------------------------------------------------
+
+ENV_URL: Final = "QUANTUM_BUS_URL"
+ENV_SERVICE: Final = "QUANTUM_BUS_SERVICE"
+ENV_OTEL_SERVICE: Final = "OTEL_SERVICE_NAME"
+ENV_LOG_FORMAT: Final = "QUANTUM_BUS_LOG_FORMAT"
+
+# --- spans -----------------------------------------------------------------------------------------
+
+OPERATION_SEND: Final = "send"
+OPERATION_PROCESS: Final = "process"
+
+ATTR_SYSTEM: Final = "messaging.system"
+ATTR_OPERATION_NAME: Final = "messaging.operation.name"
+ATTR_OPERATION_TYPE: Final = "messaging.operation.type"
+ATTR_DESTINATION: Final = "messaging.destination.name"
+ATTR_GROUP: Final = "messaging.consumer.group.name"
+ATTR_CLIENT_ID: Final = "messaging.client.id"
+ATTR_MESSAGE_ID: Final = "messaging.message.id"
+ATTR_CONVERSATION_ID: Final = "messaging.message.conversation_id"
+ATTR_BODY_SIZE: Final = "messaging.message.body.size"
+ATTR_BATCH_COUNT: Final = "messaging.batch.message_count"
+ATTR_ERROR_TYPE: Final = "error.type"
+ATTR_SERVER_ADDRESS: Final = "server.address"
+ATTR_SERVER_PORT: Final = "server.port"
+ATTR_EVENT: Final = "quantum_bus.event"
+ATTR_ENTRY_ID: Final = "quantum_bus.entry.id"
+ATTR_ATTEMPT: Final = "quantum_bus.attempt"
+ATTR_OUTCOME: Final = "quantum_bus.outcome"
+
+SYSTEM_REDIS: Final = "redis"
+
+EXCEPTION_EVENT: Final = "exception"
+ATTR_EXCEPTION_TYPE: Final = "exception.type"
+ATTR_EXCEPTION_MESSAGE: Final = "exception.message"
+ATTR_EXCEPTION_STACK: Final = "exception.stacktrace"
+
+# Outcomes of one handling: the values of ``quantum_bus.outcome``.
+OUTCOME_ACK: Final = "ack"
+OUTCOME_RETRY: Final = "retry"
+OUTCOME_DEAD_LETTER: Final = "dead_letter"
+OUTCOME_LEASE_LOST: Final = "lease_lost"
+OUTCOME_ABANDONED: Final = "abandoned"
+
+# --- metrics ---------------------------------------------------------------------------------------
+
+METRIC_OPERATION_DURATION: Final = "messaging.client.operation.duration"
+METRIC_PROCESS_DURATION: Final = "messaging.process.duration"
+METRIC_SENT: Final = "messaging.client.sent.messages"
+METRIC_CONSUMED: Final = "messaging.client.consumed.messages"
+METRIC_DEAD_LETTERS: Final = "quantum_bus.dead_letters"
+METRIC_RETRIES: Final = "quantum_bus.retries"
+METRIC_IN_FLIGHT: Final = "quantum_bus.in_flight"
+
+# Boundaries in seconds, as the messaging conventions advise.
+DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+# --- log lines -------------------------------------------------------------------------------------
+
+LOG_TS: Final = "ts"
+LOG_LEVEL: Final = "level"
+LOG_SERVICE: Final = "service"
+LOG_EVENT: Final = "event"
+LOG_CORRELATION_ID: Final = "correlation_id"
+LOG_MSG: Final = "msg"
+LOG_TRACE_ID: Final = "trace_id"
+LOG_SPAN_ID: Final = "span_id"
+LOG_EXC_TYPE: Final = "exc_type"
+LOG_EXC_MESSAGE: Final = "exc_message"
+LOG_STACK: Final = "stack"
+
+DEFAULT_EVENT: Final = "LOG"
+EVENT_SERVICE_STARTED: Final = "SERVICE_STARTED"
+EVENT_SERVICE_STOPPED: Final = "SERVICE_STOPPED"
+
+# The trading services' events.
+EVENT_INTENT_CREATED: Final = "INTENT_CREATED"
+EVENT_INTENT_RECEIVED: Final = "INTENT_RECEIVED"
+EVENT_ORDER_SUBMIT: Final = "ORDER_SUBMIT"
+EVENT_ORDER_RESPONSE: Final = "ORDER_RESPONSE"
+EVENT_ORDER_FILLED: Final = "ORDER_FILLED"
+EVENT_ORDER_ERROR: Final = "ORDER_ERROR"
+EVENT_POSITION_UPDATED: Final = "POSITION_UPDATED"
+
+# The bus's own.
+EVENT_BUS_STARTED: Final = "BUS_STARTED"
+EVENT_BUS_DRAINING: Final = "BUS_DRAINING"
+EVENT_BUS_STOPPED: Final = "BUS_STOPPED"
+EVENT_BUS_CONNECTION_LOST: Final = "BUS_CONNECTION_LOST"
+EVENT_BUS_RECONNECTED: Final = "BUS_RECONNECTED"
+EVENT_BUS_GROUP_CREATED: Final = "BUS_GROUP_CREATED"
+EVENT_BUS_GROUP_RECREATED: Final = "BUS_GROUP_RECREATED"
+EVENT_BUS_READ_FAILED: Final = "BUS_READ_FAILED"
+EVENT_BUS_SETTLE_FAILED: Final = "BUS_SETTLE_FAILED"
+EVENT_BUS_HANDLER_FAILED: Final = "BUS_HANDLER_FAILED"
+EVENT_BUS_DEAD_LETTERED: Final = "BUS_DEAD_LETTERED"
+EVENT_BUS_DEAD_LETTER_FAILED: Final = "BUS_DEAD_LETTER_FAILED"
+EVENT_BUS_MESSAGE_LOST: Final = "BUS_MESSAGE_LOST"
+EVENT_BUS_LEASE_LOST: Final = "BUS_LEASE_LOST"
+EVENT_BUS_ABANDONED: Final = "BUS_ABANDONED"
+EVENT_BUS_CORRELATION_ID_REPLACED: Final = "BUS_CORRELATION_ID_REPLACED"
+
+# What may become an index label in Loki; every other event name is filed under OTHER there.
+LISTED_EVENTS: Final = (
+    DEFAULT_EVENT,
+    EVENT_SERVICE_STARTED,
+    EVENT_SERVICE_STOPPED,
+    EVENT_INTENT_CREATED,
+    EVENT_INTENT_RECEIVED,
+    EVENT_ORDER_SUBMIT,
+    EVENT_ORDER_RESPONSE,
+    EVENT_ORDER_FILLED,
+    EVENT_ORDER_ERROR,
+    EVENT_POSITION_UPDATED,
+    EVENT_BUS_STARTED,
+    EVENT_BUS_DRAINING,
+    EVENT_BUS_STOPPED,
+    EVENT_BUS_CONNECTION_LOST,
+    EVENT_BUS_RECONNECTED,
+    EVENT_BUS_GROUP_CREATED,
+    EVENT_BUS_GROUP_RECREATED,
+    EVENT_BUS_READ_FAILED,
+    EVENT_BUS_SETTLE_FAILED,
+    EVENT_BUS_HANDLER_FAILED,
+    EVENT_BUS_DEAD_LETTERED,
+    EVENT_BUS_DEAD_LETTER_FAILED,
+    EVENT_BUS_MESSAGE_LOST,
+    EVENT_BUS_LEASE_LOST,
+    EVENT_BUS_ABANDONED,
+    EVENT_BUS_CORRELATION_ID_REPLACED,
+)
+EVENT_OTHER: Final = "OTHER"

@@ -1,0 +1,351 @@
+"""The flow a piece of code belongs to: W3C trace context and correlation id, in and out.
+
+A flow is followed by two things. The *trace context* (``traceparent``, ``tracestate``, ``baggage``) is the
+W3C's; it rides in OpenTelemetry's own context, so that any instrumented library continues it. The *correlation
+id* is one text for the whole flow, from the first message to the last log line; it rides in a
+:class:`~contextvars.ContextVar`.
+
+Both are set for the time of a block and reset behind it; both follow ``await``, new tasks and
+:func:`asyncio.to_thread`. A plain thread or executor starts without them: hand it :func:`carry_context`'s function.
+
+What comes from outside is never trusted. A malformed or oversized header counts as absent; it neither
+raises nor travels on. Sources: W3C Trace Context (level 2), W3C Baggage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from functools import cache, wraps
+from random import Random
+from typing import Final, ParamSpec, TypeVar
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from opentelemetry import baggage as otel_baggage
+from opentelemetry import trace
+from opentelemetry.context import Context, create_key, get_value, set_value
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState
+
+from . import names
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Limits: W3C Trace Context 3.3.1 (32 members; at least 512 characters), W3C Baggage 3.3.2 (64 members, 8192 bytes).
+MAX_TRACESTATE_MEMBERS: Final = 32
+MAX_TRACESTATE_LENGTH: Final = 512
+MAX_BAGGAGE_MEMBERS: Final = 64
+MAX_BAGGAGE_LENGTH: Final = 8192
+MAX_CORRELATION_ID_LENGTH: Final = 128
+
+SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+NOT_SAMPLED: Final = TraceFlags(TraceFlags.DEFAULT)
+EMPTY_TRACESTATE: Final = TraceState()
+
+_CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_NO_ID: Final = "0" * 32
+# W3C Trace Context 3.3.1.3: a key is a lower-case name, or tenant@system; a value is printable ASCII but `,` and `=`.
+_STATE_KEY: Final = re.compile(
+    r"[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13}", re.ASCII
+)
+_STATE_VALUE: Final = re.compile(r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]", re.ASCII)
+# W3C Baggage 3.3.1: token = value, then properties; here without what percent-decodes to a control character.
+_BAGGAGE_MEMBER: Final = re.compile(
+    r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*=[ \t]*[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*[ \t]*"
+    r"(?:;[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*(?:=[ \t]*[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*[ \t]*)?)*",
+    re.ASCII,
+)
+_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9a-f]|7f)", re.IGNORECASE)
+
+_random: Final = Random()  # noqa: S311 - ids are to be unique, not secret; a user's random.seed() must not repeat them
+os.register_at_fork(after_in_child=_random.seed)
+
+_log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
+
+_correlation_id: ContextVar[str | None] = ContextVar("quantum_bus_correlation_id", default=None)
+_causation_id: ContextVar[str | None] = ContextVar("quantum_bus_causation_id", default=None)
+_RECEIVED_BAGGAGE: Final = create_key("quantum_bus.received_baggage")
+
+
+def get_correlation_id() -> str | None:
+    """The correlation id of the flow this code runs in, or None outside of one."""
+    return _correlation_id.get()
+
+
+def get_causation_id() -> str | None:
+    """The ``message_id`` of the message being handled, or None outside of a handler."""
+    return _causation_id.get()
+
+
+# --- correlation id ------------------------------------------------------------------------------
+
+
+def valid_correlation_id(value: object) -> bool:
+    """Whether ``value`` may be a correlation id: a str of 1 to 128 of ``A-Za-z0-9._:-``."""
+    return isinstance(value, str) and _CORRELATION_ID.fullmatch(value) is not None
+
+
+def new_correlation_id() -> str:
+    """The id a flow gets where nobody names one: the current trace's id, or a new one in the same form."""
+    current = trace.get_current_span().get_span_context()
+    return f"{current.trace_id:032x}" if current.is_valid else new_trace_id()
+
+
+def checked_correlation_id(value: str | UUID | None) -> str | None:
+    """``value`` as an id that may travel; None where it is None or malformed (which is logged, once a process)."""
+    if value is None:
+        return None
+    text = str(value) if isinstance(value, UUID) else value
+    if valid_correlation_id(text):
+        return text
+    _log_replaced()
+    return None
+
+
+@cache  # the log line is for whoever looks at the sender; one says it, a hostile stream of them must not flood the log
+def _log_replaced() -> None:
+    _log.warning(
+        "A correlation id was malformed and has been replaced; it must be 1 to %d characters of A-Z a-z 0-9 . _ : -",
+        MAX_CORRELATION_ID_LENGTH,
+        extra={"event": names.EVENT_BUS_CORRELATION_ID_REPLACED},
+    )
+
+
+def set_correlation_id(correlation_id: str | UUID | None = None) -> str:
+    """Set the correlation id from here on in this context (task, thread) and return it.
+
+    Without an id, or with a malformed one, the current trace's id is taken, or a new one made.
+    Prefer :func:`correlation_scope`, which puts the former id back.
+    """
+    effective = checked_correlation_id(correlation_id) or new_correlation_id()
+    _correlation_id.set(effective)
+    return effective
+
+
+def clear_correlation_id() -> None:
+    """Leave the flow: log lines from here on in this context carry ``null``."""
+    _correlation_id.set(None)
+
+
+@contextmanager
+def correlation_scope(correlation_id: str | UUID | None = None) -> Iterator[str]:
+    """Run a block inside a flow; the former id, or none, is back behind it.
+
+    Yields the id in force: the given one, else the current trace's, else a new one.
+    """
+    token = _correlation_id.set(checked_correlation_id(correlation_id) or new_correlation_id())
+    try:
+        yield _correlation_id.get()  # type: ignore[misc]  # set just above
+    finally:
+        _correlation_id.reset(token)
+
+
+@contextmanager
+def message_scope(correlation_id: str, causation_id: str | None) -> Iterator[None]:
+    """The scope of a handler: what it logs and publishes belongs to this flow and follows from this message."""
+    correlation = _correlation_id.set(correlation_id)
+    causation = _causation_id.set(causation_id)
+    try:
+        yield
+    finally:
+        _causation_id.reset(causation)
+        _correlation_id.reset(correlation)
+
+
+def carry_context(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` bound to the flow of the caller, for a plain thread or executor, which would start without one.
+
+    ::
+
+        executor.submit(carry_context(work), order)
+        Thread(target=carry_context(work)).start()
+
+    The result may be called any number of times, also at once: each call runs in a copy of its own.
+    """
+    context = copy_context()
+
+    @wraps(function)
+    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
+        return context.copy().run(function, *args, **kwargs)
+
+    return carried
+
+
+# --- trace context -------------------------------------------------------------------------------
+
+
+def random_bits(count: int) -> int:
+    """``count`` random bits, from a generator that a fork or a user's ``random.seed()`` does not repeat."""
+    return _random.getrandbits(count)
+
+
+def new_trace_id() -> str:
+    """32 random lower-case hex digits, not all zero."""
+    return f"{_random.getrandbits(128) or 1:032x}"
+
+
+def _new_span_id() -> int:
+    return _random.getrandbits(64) or 1
+
+
+def mint(trace_id: str | None = None, *, sampled: bool = True) -> SpanContext:
+    """A context of our own making, for where no OpenTelemetry SDK makes one.
+
+    A ``trace_id`` that is no W3C trace id (32 lower-case hex digits, not all zero) is passed over, so that a
+    correlation id may be tried. The flags are ``01`` by default: an SDK's default sampler does not record
+    below a parent that was not sampled.
+    """
+    usable = trace_id is not None and trace_id != _NO_ID and _TRACE_ID.fullmatch(trace_id)
+    number = int(trace_id, 16) if usable and trace_id else int(new_trace_id(), 16)
+    return SpanContext(number, _new_span_id(), is_remote=False, trace_flags=SAMPLED if sampled else NOT_SAMPLED)
+
+
+def child_of(parent: SpanContext) -> SpanContext:
+    """A context in the parent's trace with a span id of its own; flags and ``tracestate`` are the parent's."""
+    return SpanContext(
+        parent.trace_id,
+        _new_span_id(),
+        is_remote=False,
+        trace_flags=parent.trace_flags,
+        trace_state=parent.trace_state,
+    )
+
+
+def derived_context(stream: str, entry_id: str, *, sampled: bool = True) -> SpanContext:
+    """The context of an entry that came without a valid one: the same for every group and every retry.
+
+    Trace id and span id are the first 16 and the next 8 bytes of SHA-256 over ``stream``, one space, ``entry_id``.
+    """
+    digest = hashlib.sha256(f"{stream} {entry_id}".encode(errors="surrogatepass")).digest()
+    return SpanContext(
+        int.from_bytes(digest[:16], "big") or 1,
+        int.from_bytes(digest[16:24], "big") or 1,
+        is_remote=True,
+        trace_flags=SAMPLED if sampled else NOT_SAMPLED,
+    )
+
+
+def format_traceparent(context: SpanContext) -> str:
+    """``00-<trace id>-<span id>-<flags>``; only the flags that W3C level 2 defines (sampled, random) are written."""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0x03:02x}"
+
+
+def parse_context(traceparent: str | None, tracestate: str | None = None) -> SpanContext | None:
+    """The remote context of a ``traceparent`` and ``tracestate`` pair, or None where there is no valid one.
+
+    A version above 00 is read as far as 00 goes (W3C Trace Context 4.3). A bad ``tracestate`` is dropped alone.
+    """
+    if not traceparent or len(traceparent) > MAX_TRACESTATE_LENGTH:
+        return None
+    match = _TRACEPARENT.fullmatch(traceparent.strip(" \t"))
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, rest = match.groups()
+    if version == "ff" or (version == "00" and rest is not None):
+        return None
+    trace_number, span_number = int(trace_id, 16), int(span_id, 16)
+    if not trace_number or not span_number:
+        return None
+    return SpanContext(
+        trace_number,
+        span_number,
+        is_remote=True,
+        trace_flags=TraceFlags(int(flags, 16) & 0x03),
+        trace_state=_parse_tracestate(tracestate) if tracestate else EMPTY_TRACESTATE,
+    )
+
+
+def _parse_tracestate(header: str) -> TraceState:
+    if len(header) > MAX_BAGGAGE_LENGTH:
+        return EMPTY_TRACESTATE
+    members: dict[str, str] = {}
+    for part in header.split(","):
+        member = part.strip(" \t")
+        if not member:
+            continue
+        key, sign, value = member.partition("=")
+        if not sign or not _STATE_KEY.fullmatch(key) or not _STATE_VALUE.fullmatch(value):
+            return EMPTY_TRACESTATE
+        members.setdefault(key, value)  # a key that comes twice is kept once
+    if len(members) > MAX_TRACESTATE_MEMBERS:
+        return EMPTY_TRACESTATE
+    return TraceState(list(_truncated(members).items()))
+
+
+def _truncated(members: dict[str, str]) -> dict[str, str]:
+    """At most 512 characters: first without members over 128 characters, then without the last (W3C 3.3.1.5)."""
+
+    def length(kept: dict[str, str]) -> int:
+        return sum(len(key) + len(value) + 2 for key, value in kept.items()) - 1
+
+    if length(members) <= MAX_TRACESTATE_LENGTH:
+        return members
+    kept = {key: value for key, value in members.items() if len(key) + len(value) + 1 <= 128}
+    while kept and length(kept) > MAX_TRACESTATE_LENGTH:
+        kept.popitem()
+    return kept
+
+
+# --- baggage -------------------------------------------------------------------------------------
+
+
+def with_baggage(header: str | None, context: Context | None = None) -> Context:
+    """``context`` (default: an empty one) with the members of a ``baggage`` header in OpenTelemetry's baggage.
+
+    A header over 8,192 bytes or 64 members is dropped whole; a member that is malformed, or would decode to a
+    control character, is dropped alone.
+    """
+    context = Context() if context is None else context
+    if not header or len(header) > MAX_BAGGAGE_LENGTH:
+        return context
+    members = [part.strip(" \t") for part in header.split(",")]
+    if len(members) > MAX_BAGGAGE_MEMBERS:
+        return context
+    kept = [m for m in members if _BAGGAGE_MEMBER.fullmatch(m) and not _ENCODED_CONTROL.search(m)]
+    entries = {}
+    for member in kept:
+        name, _, value = member.partition(";")[0].partition("=")
+        entries[name.strip(" \t")] = unquote(value.strip(" \t"))
+    for name, value in entries.items():
+        context = otel_baggage.set_baggage(name, value, context)
+    return set_value(_RECEIVED_BAGGAGE, (",".join(kept), entries), context) if kept else context
+
+
+def baggage_header(context: Context | None = None) -> str:
+    """The baggage of ``context`` (default: the current one) as a header; empty where there is none.
+
+    What was received and not changed goes out as it came, properties included.
+    """
+    entries = otel_baggage.get_all(context)
+    if not entries:
+        return ""
+    received = get_value(_RECEIVED_BAGGAGE, context)
+    if isinstance(received, tuple) and received[1] == entries:
+        return str(received[0])
+    members = []
+    size = 0
+    for name, value in entries.items():
+        member = f"{quote(name, safe=_NAME_SAFE)}={quote(str(value), safe=_VALUE_SAFE)}"
+        size += len(member) + 1
+        if len(members) == MAX_BAGGAGE_MEMBERS or size > MAX_BAGGAGE_LENGTH:
+            break
+        members.append(member)
+    return ",".join(members)
+
+
+_NAME_SAFE: Final = "!#$&'*+-.^_`|~"
+_VALUE_SAFE: Final = "!#$&'()*+-./:<=>?@[]^_`{|}~"
+
+
+def carrier(headers: Mapping[str, str]) -> tuple[SpanContext | None, Context]:
+    """The remote context in lower-case headers (HTTP's, or a message's own), and its baggage."""
+    remote = parse_context(headers.get(names.HEADER_TRACEPARENT), headers.get(names.HEADER_TRACESTATE))
+    return remote, with_baggage(headers.get(names.HEADER_BAGGAGE))
