@@ -234,7 +234,7 @@ def check_stream(stream: str) -> None:
         raise ConfigurationError(f"stream={stream!r}: give a stream's name, as 'orders'")
     if ("{" in stream or "}" in stream) and hash_tag(stream) is None:
         raise ConfigurationError(
-            f"stream={stream!r} has braces that are no Redis hash tag; leave them out, or write a tag as 'orders:{{eu}}'"
+            f"stream={stream!r} has braces that are no Redis hash tag; leave them out, or write a tag as 'orders{{eu}}'"
         )
 
 

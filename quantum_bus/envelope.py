@@ -163,7 +163,7 @@ def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     size = sum(len(name) + len(value) for name, value in pairs)
     if len(pairs) > MAX_HEADERS or size > MAX_HEADERS_BYTES:
         raise ConfigurationError(
-            f"headers: {len(pairs)} with {size:,} characters, over the limit of {MAX_HEADERS} with {MAX_HEADERS_BYTES:,}; "
+            f"headers: {len(pairs)} with {size:,} characters, over {MAX_HEADERS} or {MAX_HEADERS_BYTES:,}; "
             "what is large belongs in the payload"
         )
     return pairs

@@ -330,7 +330,7 @@ def baggage_header(context: Context | None = None) -> str:
     received = get_value(_RECEIVED_BAGGAGE, context)
     if isinstance(received, tuple) and received[1] == entries:
         return str(received[0])
-    members = []
+    members: list[str] = []
     size = 0
     for name, value in entries.items():
         member = f"{quote(name, safe=_NAME_SAFE)}={quote(str(value), safe=_VALUE_SAFE)}"
