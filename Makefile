@@ -10,26 +10,81 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= $$(scripts/find_python.sh)
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest
-# More for pytest: `make test-unit ARGS="-k correlation -x"`.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# More for the command behind a target: `make test-unit ARGS="-k correlation -x"`, `make lock ARGS=--upgrade`.
 ARGS ?=
 
 .PHONY: help
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:[^#]*## */\t/' | expand -t 16
+	@sed -nE 's/^([a-z -]+):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "%-54s %s\n", $$1, $$2}'
+
+# --- use it
+
+.PHONY: demo
+demo: $(VENV)/.runtime  ## one intent through three services under one correlation id
+	$(BIN)/quantum-bus demo $(ARGS)
+
+.PHONY: stack
+stack: $(VENV)/.runtime tools  ## the demo's services with the collector, Loki and their neighbours, on loopback
+	$(BIN)/python scripts/stack.py $(ARGS)
+
+# --- test it
+
+.PHONY: test
+test: lint tools  ## everything: lint and all tiers of tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-unit test-contract test-faults test-packaging
+test-unit test-contract test-faults test-packaging: test-%: install  ## one tier
+	$(BIN)/python -m pytest tests/$* $(ARGS)
+
+.PHONY: test-stack
+test-stack: install tools  ## the tier on the real collector, Loki and their neighbours
+	$(BIN)/python -m pytest tests/stack $(ARGS)
+
+.PHONY: faults
+faults: test-faults  ## what happens when servers and processes die
+
+.PHONY: lint
+lint: install  ## style, types, and which module may import which
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# --- set it up
 
 .PHONY: install
-install: $(STAMP)  ## the environment in .venv: locked dependencies, and the project itself, editable
+install: $(VENV)/.development  ## the environment in .venv: locked dependencies, and the project itself, editable
 
-$(STAMP): requirements/dev.txt pyproject.toml scripts/find_python.sh
+# Two steps, so that `make demo` on a fresh machine does not wait for linters.
+$(VENV)/.runtime: requirements/run.txt pyproject.toml
 	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    rm -rf $(VENV); python=$(PYTHON); echo "installing into $(VENV) ($$python)"; "$$python" -m venv $(VENV); \
+	    python=$(PYTHON); echo "making $(VENV) with $$python"; rm -rf $(VENV); "$$python" -m venv $(VENV); \
 	fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing $<"
+	@$(PIP_INSTALL) --require-hashes --only-binary=:all: -r $<
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
+	@echo "installing $<"
+	@$(PIP_INSTALL) --require-hashes --only-binary=:all: -r $<
+	@touch $@
+
+.PHONY: tools
+tools:  ## builds the pipeline's programs once, into a cache outside the checkout
+	@scripts/tools.sh
+
+.PHONY: tools-path
+tools-path:  ## the folder they are in (make -s tools-path)
+	@scripts/tools.sh --path
+
 .PHONY: lock
-lock:  ## resolve the dependencies anew into requirements/ (ARGS=--upgrade for newer ones)
+lock:  ## resolves the dependencies anew into requirements/ (ARGS=--upgrade for newer ones)
 	scripts/lock.sh $(ARGS)
+
+.PHONY: clean
+clean:  ## removes what these targets made here; the caches outside the checkout stay
+	rm -rf $(VENV) .quantum build dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

