@@ -7,15 +7,18 @@ Durations are seconds.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from . import names
 from .errors import ConfigurationError
 
 SCHEMES: Final = ("redis", "rediss", "unix")
+MAX_SERVICE_LENGTH: Final = 128
 
 DEFAULT_MAX_PAYLOAD_BYTES: Final = 1_048_576
 DEFAULT_CONNECT_TIMEOUT: Final = 5.0
@@ -43,18 +46,51 @@ def _count(name: str, value: int) -> None:
         raise ConfigurationError(f"{name}={value!r}: give a whole number of 1 or more")
 
 
+def _encodable(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"{name}={text!a}: give text that UTF-8 can carry, without lone surrogates") from error
+
+
+_SECRET_OPTION: Final = re.compile("pass|pwd|secret|token|auth|cred", re.IGNORECASE)
+
+
 def masked_url(url: str) -> str:
-    """The URL as it may be shown: its password, in the user part or the query, replaced by ``***``."""
-    parts = urlsplit(url)
-    shown = parts
-    if parts.password is not None:
-        user = parts.netloc.rpartition("@")[0].partition(":")[0]
-        shown = shown._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}")
-    if parts.query:
-        pairs = [pair.partition("=") for pair in parts.query.split("&")]
-        query = "&".join(f"{key}=***" if "pass" in key.lower() else key + sign + value for key, sign, value in pairs)
-        shown = shown._replace(query=query)
-    return shown.geturl()
+    """The URL as it may be shown, whatever is wrong with it: its password replaced by ``***``. Never raises.
+
+    A password that lacks its percent-encoding (``/``, ``?``, ``#``, ``@``) is not shown as what it looks like: up to
+    the last ``@`` all is user and password, and where that stands behind a ``?`` or ``#``, nothing is shown. Hidden
+    as well: a user alone, often a password without its colon; what stands in a port's place and is none; a query
+    from its first secret on; a fragment.
+    """
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        scheme, rest = "", url
+    credentials, at, rest = rest.rpartition("@")
+    if "?" in credentials or "#" in credentials:
+        return f"{scheme}{slashes}***"
+    user, colon, _ = credentials.partition(":")
+    shown_user = f"{user}:" if colon and "/" not in user else ""
+    rest, fragment_mark, _ = rest.partition("#")
+    address, query_mark, query = rest.partition("?")
+    host, slash, path = address.partition("/")
+    name, port_mark, port = host.rpartition(":")
+    if port_mark and not (name and port.isdecimal()) and not host.endswith("]"):
+        host = f"{name}:***"
+    masked = f"{scheme}{slashes}{shown_user}***@" if at else scheme + slashes
+    return f"{masked}{host}{slash}{path}{query_mark}{_masked_query(query)}{fragment_mark and '#***'}"
+
+
+def _masked_query(query: str) -> str:
+    shown = []
+    for pair in query.split("&") if query else ():
+        name, sign, _ = pair.partition("=")
+        if not sign or _SECRET_OPTION.search(unquote_plus(name)):
+            shown.append(f"{name}=***" if sign else "***")
+            break
+        shown.append(pair)
+    return "&".join(shown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +122,8 @@ class Retry:
         _count("max_attempts", self.max_attempts)
         _positive("initial", self.initial, zero=True)
         _positive("maximum", self.maximum, zero=True)
-        if not isinstance(self.multiplier, (int, float)) or not 1 <= self.multiplier < float("inf"):
+        number = isinstance(self.multiplier, (int, float)) and not isinstance(self.multiplier, bool)
+        if not number or not 1 <= self.multiplier < float("inf"):
             raise ConfigurationError(f"multiplier={self.multiplier!r}: give a finite number of 1 or more")
         if self.jitter not in ("full", "none"):
             raise ConfigurationError(f"jitter={self.jitter!r}: give 'full' or 'none'")
@@ -103,7 +140,7 @@ class BusConfig:
     ``url`` is None where the caller hands in a client of its own.
     """
 
-    url: str | None
+    url: str | None = field(repr=False)  # it may hold a password
     service: str
     prefix: str = ""
     max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
@@ -122,9 +159,19 @@ class BusConfig:
             raise ConfigurationError(
                 f"service={self.service!r}: name the service, as service='auto_executor' or in {names.ENV_SERVICE}"
             )
+        if not self.service.isprintable() or len(self.service) > MAX_SERVICE_LENGTH:
+            raise ConfigurationError(
+                f"service={self.service[:40]!a}: give 1 to {MAX_SERVICE_LENGTH} printable characters, "
+                "as 'auto_executor'"
+            )
         if not isinstance(self.prefix, str):
             raise ConfigurationError(f"prefix={self.prefix!r}: give a str, for example 'staging:'")
+        if self.prefix:
+            _encodable("prefix", self.prefix)
         _count("max_payload_bytes", self.max_payload_bytes)
+        for option in ("sampled", "send_baggage"):
+            if not isinstance(getattr(self, option), bool):
+                raise ConfigurationError(f"{option}={getattr(self, option)!r}: give True or False")
         for option in ("connect_timeout", "reply_timeout", "block", "backoff_initial", "backoff_maximum"):
             _positive(option, getattr(self, option))
 
@@ -143,6 +190,12 @@ class BusConfig:
         Raises:
             ConfigurationError: no URL or no service is to be found, or an option cannot work.
         """
+        known = [f.name for f in fields(cls) if f.name not in ("url", "service")]
+        for option in options:
+            if option not in known:
+                near = get_close_matches(option, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise ConfigurationError(f"{option}: the bus has no such option; {hint}")
         env = os.environ if env is None else env
         if has_client and url is not None:
             raise ConfigurationError("give either a url or a client, not both")
@@ -162,27 +215,32 @@ class BusConfig:
 
 
 def _check_url(url: str) -> None:
+    right = "a right one is 'redis://localhost:6379/0'"
     if not isinstance(url, str):
-        raise ConfigurationError(f"url={url!r}: give a str such as 'redis://localhost:6379/0'")
+        raise ConfigurationError(f"url is of type {type(url).__name__}: give a str; {right}")
+    shown = f"url={masked_url(url)!a}"
+    if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ConfigurationError(f"{shown} does not begin with one of {schemes}; {right}")
+    if not url.isprintable() or " " in url:
+        raise ConfigurationError(f"{shown} holds a space or a character that cannot be printed; {right}")
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"url: {error}; a right one is 'redis://localhost:6379/0'") from error
-    if parts.scheme not in SCHEMES:
-        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    except ValueError:  # whose own text, and so the cause, may hold the password
         raise ConfigurationError(
-            f"url={masked_url(url)!r} does not begin with one of {schemes}; a right one is 'redis://localhost:6379/0'"
-        )
-    if parts.scheme == "unix" and not parts.path:
-        raise ConfigurationError("url: a unix:// address needs the socket's path, as 'unix:///run/redis.sock'")
-    if parts.scheme != "unix" and not parts.hostname:
-        raise ConfigurationError(f"url={masked_url(url)!r} names no host; a right one is 'redis://localhost:6379/0'")
+            f"{shown} cannot be read: behind host and colon comes a port of 1 to 65535, and a password with one of "
+            f"/ ? # @ : must be percent-encoded; {right}"
+        ) from None
+    if parts.scheme == "unix":
+        if parts.netloc.rpartition("@")[2] or not parts.path:
+            raise ConfigurationError(f"{shown}: the socket's path comes behind three slashes, 'unix:///run/redis.sock'")
+        return
+    if not parts.hostname:
+        raise ConfigurationError(f"{shown} names no host; {right}")
     database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
-        raise ConfigurationError(
-            f"url={masked_url(url)!r}: the database behind the slash is a number, as 'redis://localhost:6379/0'"
-        )
+    if database and not (database.isascii() and database.isdecimal()):
+        raise ConfigurationError(f"{shown}: the database behind the slash is a number; {right}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +266,7 @@ class SubscriberConfig:
             raise ConfigurationError(f"streams={self.streams!r}: name each stream once")
         if not isinstance(self.group, str) or not self.group:
             raise ConfigurationError(f"group={self.group!r}: give the consumer group's name")
+        _encodable("group", self.group)
         _count("batch", self.batch)
         _count("concurrency", self.concurrency)
         _positive("ack_wait", self.ack_wait)
@@ -232,6 +291,7 @@ def check_stream(stream: str) -> None:
     """
     if not isinstance(stream, str) or not stream:
         raise ConfigurationError(f"stream={stream!r}: give a stream's name, as 'orders'")
+    _encodable("stream", stream)
     if ("{" in stream or "}" in stream) and hash_tag(stream) is None:
         raise ConfigurationError(
             f"stream={stream!r} has braces that are no Redis hash tag; leave them out, or write a tag as 'orders{{eu}}'"

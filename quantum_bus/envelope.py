@@ -8,13 +8,12 @@ An entry without ``v`` is foreign. It is read leniently and always yields a mess
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from uuid import UUID
 
 import orjson
@@ -22,12 +21,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext
 
 from . import names, propagation
-from .errors import ConfigurationError, PayloadTooLarge, SerializationError
+from .errors import ConfigurationError, PayloadTooLarge
+from .payload import dumps
 
 MAX_ID_LENGTH: Final = 128
+MAX_NAME_LENGTH: Final = 1024
 MAX_HEADERS: Final = 64
 MAX_HEADERS_BYTES: Final = 65_536
 
+_ENTRY_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII)
 _VERSION: Final = str(names.WIRE_VERSION).encode()
 _KNOWN_FIELDS: Final = frozenset(
     (
@@ -45,6 +47,8 @@ _KNOWN_FIELDS: Final = frozenset(
         names.FIELD_TS,
     )
 )
+# What a foreign entry's `v` (no version) and `message_id` (not vouched for) say is the producer's own matter.
+_FOREIGN_FIELDS: Final = _KNOWN_FIELDS - {names.FIELD_VERSION, names.FIELD_MESSAGE_ID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,10 @@ def prepare(event: Event, *, max_payload_bytes: int) -> Outgoing:
     if len(data) > max_payload_bytes:
         raise PayloadTooLarge(len(data), max_payload_bytes)
     for option, value in (("event", event.event), ("key", event.key)):
-        if value is not None and (not isinstance(value, str) or not value):
-            raise ConfigurationError(f"{option}={value!r}: give a str that is not empty, or leave it out")
+        if value is not None and not (_is_text(value) and 0 < len(value) <= MAX_NAME_LENGTH):
+            raise ConfigurationError(
+                f"{option}={_shown(value)}: give a str of 1 to {MAX_NAME_LENGTH:,} characters, or leave it out"
+            )
     return Outgoing(
         stream=event.stream,
         data=data,
@@ -148,18 +154,40 @@ def prepare(event: Event, *, max_payload_bytes: int) -> Outgoing:
     )
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether ``value`` is a str that UTF-8 can carry: one without lone surrogates."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """A refused value for an error's text, which ends in logs: short, and one line whatever it holds."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def _checked_message_id(value: str | UUID) -> str:
     text = str(value) if isinstance(value, UUID) else value
     if not isinstance(text, str) or not 0 < len(text) <= MAX_ID_LENGTH or not text.isprintable():
-        raise ConfigurationError(f"message_id={value!r}: give 1 to {MAX_ID_LENGTH} printable characters")
+        raise ConfigurationError(f"message_id={_shown(value)}: give 1 to {MAX_ID_LENGTH} printable characters")
     return text
 
 
 def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    if not isinstance(headers, Mapping):
+        raise ConfigurationError(f"headers: give a dict of str to str, as {{'tenant': 'eu-1'}}, not {_type(headers)}")
     pairs = tuple(headers.items())
     for name, value in pairs:
-        if not isinstance(name, str) or not name or not isinstance(value, str):
-            raise ConfigurationError(f"headers: {name!r}: {value!r} is not str to str, as {{'tenant': 'eu-1'}}")
+        if not _is_text(name) or not name or not _is_text(value):  # the value is not shown: it may be a secret
+            raise ConfigurationError(
+                f"headers: {_shown(name)} to {_type(value)} is not str to str that UTF-8 can carry, "
+                "as {'tenant': 'eu-1'}"
+            )
     size = sum(len(name) + len(value) for name, value in pairs)
     if len(pairs) > MAX_HEADERS or size > MAX_HEADERS_BYTES:
         raise ConfigurationError(
@@ -169,47 +197,8 @@ def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def dumps(payload: Any) -> bytes:
-    """The payload as JSON bytes.
-
-    Raises:
-        SerializationError: it cannot be said in JSON without changing it.
-    """
-    try:
-        data = orjson.dumps(payload, default=_jsonable)
-    except (TypeError, RecursionError) as error:  # orjson's JSONEncodeError is a TypeError
-        cause = error.__cause__ or error
-        raise SerializationError(
-            f"the payload ({type(payload).__name__}) cannot be JSON: {cause}; publish dicts with str keys, lists, "
-            "str, numbers below 64 bits, bool, None, dataclasses or pydantic models"
-        ) from error
-    if b"null" in data:  # orjson writes NaN and the infinities as null, which would change the payload in silence
-        _refuse_non_finite(payload)
-    return data
-
-
-def _jsonable(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if callable(dump) and not isinstance(value, type):
-        return dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _refuse_non_finite(value: Any) -> None:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise SerializationError(
-                f"the payload holds {value!r}, which JSON cannot say; publish None or a str instead"
-            )
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _refuse_non_finite(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_non_finite(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            _refuse_non_finite(getattr(value, field.name))
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def encode(
@@ -225,8 +214,9 @@ def encode(
     if outgoing.causation_id is not None:
         fields += (names.FIELD_CAUSATION_ID, outgoing.causation_id)
     fields += (names.FIELD_TRACEPARENT, propagation.format_traceparent(context))
-    if context.trace_state:
-        fields += (names.FIELD_TRACESTATE, context.trace_state.to_header())
+    tracestate = propagation.format_tracestate(context)
+    if tracestate:
+        fields += (names.FIELD_TRACESTATE, tracestate)
     if baggage:
         fields += (names.FIELD_BAGGAGE, baggage)
     fields += (names.FIELD_SERVICE, service, names.FIELD_TS, timestamp())
@@ -287,7 +277,8 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
 
     What cannot be decoded still has ids and a context, so that its dead letter can be followed. In an entry without
     ``v``, ``data``, else ``payload``, is the payload if it is JSON, else the entry's own fields are. A missing or
-    malformed trace context or correlation id is derived; see :func:`quantum_bus.propagation.derived_context`.
+    malformed trace context or correlation id is derived; see :func:`quantum_bus.propagation.derived_context`. A dead
+    letter is read as the entry it was: what derives from stream and id does so from the original ones.
 
     Args:
         sampled: the flag of a derived context.
@@ -302,9 +293,11 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
         foreign = True
         data, raw = _foreign_payload(entry.fields, texts)
 
+    stream, entry_id = _origin(entry, texts)
     own = propagation.parse_context(texts.get(names.FIELD_TRACEPARENT), texts.get(names.FIELD_TRACESTATE))
-    context = own or propagation.derived_context(entry.stream, entry.id, sampled=sampled)
+    context = own or propagation.derived_context(stream, entry_id, sampled=sampled)
     correlation_id = propagation.checked_correlation_id(texts.get(names.FIELD_CORRELATION_ID))
+    known = _FOREIGN_FIELDS if foreign else _KNOWN_FIELDS
     headers = {k.removeprefix(names.HEADER_PREFIX): v for k, v in texts.items() if k.startswith(names.HEADER_PREFIX)}
     event, service, ts = (
         texts.get(name) or (texts.get(stand_in) if foreign else None)
@@ -321,7 +314,7 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
         raw=raw,
         event=event,
         key=texts.get(names.FIELD_KEY),
-        message_id=(not foreign and _bounded(texts.get(names.FIELD_MESSAGE_ID))) or entry.id,
+        message_id=(not foreign and _bounded(texts.get(names.FIELD_MESSAGE_ID))) or entry_id,
         correlation_id=correlation_id or f"{context.trace_id:032x}",
         causation_id=_bounded(texts.get(names.FIELD_CAUSATION_ID)),
         service=service,
@@ -329,11 +322,19 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
         headers=headers,
         context=context,
         baggage=propagation.with_baggage(texts.get(names.FIELD_BAGGAGE)),
-        extra={k: v for k, v in texts.items() if k not in _KNOWN_FIELDS and not k.startswith(names.HEADER_PREFIX)},
+        extra={k: v for k, v in texts.items() if k not in known and not k.startswith(names.HEADER_PREFIX)},
         foreign=foreign,
         reason=reason,
         detail=detail,
     )
+
+
+def _origin(entry: Entry, texts: Mapping[str, str]) -> tuple[str, str]:
+    """Stream and id that the entry was first read under: its own, but for a dead letter, which names them."""
+    stream, entry_id = texts.get(names.DLQ_STREAM), texts.get(names.DLQ_ID)
+    if stream and entry_id and _ENTRY_ID.fullmatch(entry_id):
+        return stream, entry_id
+    return entry.stream, entry.id
 
 
 def _texts(fields: Sequence[bytes]) -> dict[str, str]:
@@ -379,7 +380,8 @@ def _foreign_payload(fields: Sequence[bytes], texts: Mapping[str, str]) -> tuple
             return orjson.loads(raw), raw
         except orjson.JSONDecodeError:
             break
-    data = dict(texts)
+    # Without what the dead-lettering added, which was not the producer's.
+    data = {name: text for name, text in texts.items() if name not in names.DLQ_FIELDS}
     if names.FIELD_DATA in data:
         data[names.FIELD_DATA] = (_first(fields, names.FIELD_DATA) or b"").decode(errors="backslashreplace")
     return data, orjson.dumps(data)

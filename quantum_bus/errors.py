@@ -53,9 +53,13 @@ class PayloadTooLarge(QuantumBusError, ValueError):
             "a reference, or raise max_payload_bytes on the bus"
         )
 
+    def __reduce__(self) -> tuple[type[PayloadTooLarge], tuple[int, int]]:
+        # An exception is unpickled from its text by default: this one has come back from a worker process.
+        return type(self), (self.size, self.limit)
+
 
 class PublishError(QuantumBusError):
-    """Redis refused the message; it is not stored."""
+    """Redis did not confirm the message; it is not stored, but where :class:`PublishTimeout` says otherwise."""
 
 
 class PublishTimeout(PublishError, TimeoutError):

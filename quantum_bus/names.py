@@ -51,6 +51,22 @@ DLQ_STACK: Final = "dlq.stack"
 DLQ_FIRST_FAILED_AT: Final = "dlq.first_failed_at"
 DLQ_LAST_FAILED_AT: Final = "dlq.last_failed_at"
 
+DLQ_FIELDS: Final = frozenset(
+    (
+        DLQ_STREAM,
+        DLQ_ID,
+        DLQ_GROUP,
+        DLQ_CONSUMER,
+        DLQ_ATTEMPTS,
+        DLQ_REASON,
+        DLQ_ERROR_TYPE,
+        DLQ_ERROR_MESSAGE,
+        DLQ_STACK,
+        DLQ_FIRST_FAILED_AT,
+        DLQ_LAST_FAILED_AT,
+    )
+)
+
 # Why a message is dead: the values of ``dlq.reason``.
 REASON_UNDECODABLE: Final = "undecodable"
 REASON_UNSUPPORTED_VERSION: Final = "unsupported_version"

@@ -19,11 +19,11 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token, copy_context
 from functools import cache, wraps
 from random import Random
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -57,13 +57,17 @@ _STATE_KEY: Final = re.compile(
     r"[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13}", re.ASCII
 )
 _STATE_VALUE: Final = re.compile(r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]", re.ASCII)
-# W3C Baggage 3.3.1: token = value, then properties; here without what percent-decodes to a control character.
+# W3C Baggage 3.3.1: token = value, then properties. The possessive quantifiers (`*+`) are what keeps a hostile member
+# from being tried in exponentially many ways: blanks around an empty value could belong to either side of it.
+_BAGGAGE_KEY: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_BAGGAGE_VALUE: Final = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+"
 _BAGGAGE_MEMBER: Final = re.compile(
-    r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*=[ \t]*[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*[ \t]*"
-    r"(?:;[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*(?:=[ \t]*[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*[ \t]*)?)*",
+    rf"{_BAGGAGE_KEY}[ \t]*+=[ \t]*+{_BAGGAGE_VALUE}[ \t]*+"
+    rf"(?:;[ \t]*+{_BAGGAGE_KEY}[ \t]*+(?:=[ \t]*+{_BAGGAGE_VALUE}[ \t]*+)?+)*+",
     re.ASCII,
 )
-_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9a-f]|7f)", re.IGNORECASE)
+# What would percent-decode, as UTF-8, to a C0 control, DEL or a C1 control.
+_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9a-f]|7f|c2%[89][0-9a-f])", re.IGNORECASE)
 
 _random: Final = Random()  # noqa: S311 - ids are to be unique, not secret; a user's random.seed() must not repeat them
 os.register_at_fork(after_in_child=_random.seed)
@@ -141,11 +145,22 @@ def correlation_scope(correlation_id: str | UUID | None = None) -> Iterator[str]
 
     Yields the id in force: the given one, else the current trace's, else a new one.
     """
-    token = _correlation_id.set(checked_correlation_id(correlation_id) or new_correlation_id())
+    effective = checked_correlation_id(correlation_id) or new_correlation_id()
+    token = _correlation_id.set(effective)
     try:
-        yield _correlation_id.get()  # type: ignore[misc]  # set just above
+        yield effective
     finally:
-        _correlation_id.reset(token)
+        _reset(_correlation_id, token)
+
+
+def _reset(variable: ContextVar[str | None], token: Token[str | None]) -> None:
+    """Put a variable's former value back, where the block is left in the context it was entered in.
+
+    Frameworks run the two halves of a generator (a dependency, a fixture) in two copies of one context, and a forgotten
+    async generator is closed in anyone's. What was set ends with the first context; the other's is not ours to touch.
+    """
+    with suppress(ValueError):  # "Token was created in a different Context"
+        variable.reset(token)
 
 
 @contextmanager
@@ -156,8 +171,8 @@ def message_scope(correlation_id: str, causation_id: str | None) -> Iterator[Non
     try:
         yield
     finally:
-        _causation_id.reset(causation)
-        _correlation_id.reset(correlation)
+        _reset(_causation_id, causation)
+        _reset(_correlation_id, correlation)
 
 
 def carry_context(function: Callable[P, R]) -> Callable[P, R]:
@@ -238,6 +253,17 @@ def format_traceparent(context: SpanContext) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0x03:02x}"
 
 
+def format_tracestate(context: SpanContext) -> str:
+    """The context's ``tracestate``, within our own limit whoever made it; empty where there is none."""
+    state = context.trace_state
+    if not state:
+        return ""
+    header = state.to_header()
+    if len(header) <= MAX_TRACESTATE_LENGTH:
+        return header
+    return ",".join(f"{key}={value}" for key, value in _truncated(dict(state)).items())
+
+
 def parse_context(traceparent: str | None, tracestate: str | None = None) -> SpanContext | None:
     """The remote context of a ``traceparent`` and ``tracestate`` pair, or None where there is no valid one.
 
@@ -310,39 +336,54 @@ def with_baggage(header: str | None, context: Context | None = None) -> Context:
     if len(members) > MAX_BAGGAGE_MEMBERS:
         return context
     kept = [m for m in members if _BAGGAGE_MEMBER.fullmatch(m) and not _ENCODED_CONTROL.search(m)]
-    entries = {}
+    if not kept:
+        return context
+    received: dict[str, tuple[str, str]] = {}
     for member in kept:
         name, _, value = member.partition(";")[0].partition("=")
-        entries[name.strip(" \t")] = unquote(value.strip(" \t"))
-    for name, value in entries.items():
+        received[unquote(name.strip(" \t"))] = unquote(value.strip(" \t")), member
+    for name, (value, _) in received.items():
         context = otel_baggage.set_baggage(name, value, context)
-    return set_value(_RECEIVED_BAGGAGE, (",".join(kept), entries), context) if kept else context
+    return set_value(_RECEIVED_BAGGAGE, (",".join(kept), received), context)
 
 
 def baggage_header(context: Context | None = None) -> str:
     """The baggage of ``context`` (default: the current one) as a header; empty where there is none.
 
-    What was received and not changed goes out as it came, properties included.
+    A member that was received and not changed goes out as it came, properties included. What is over the limits,
+    or has no text, is left out.
     """
     entries = otel_baggage.get_all(context)
     if not entries:
         return ""
-    received = get_value(_RECEIVED_BAGGAGE, context)
-    if isinstance(received, tuple) and received[1] == entries:
-        return str(received[0])
+    whole, received = cast("tuple[str, dict[str, tuple[str, str]]]", get_value(_RECEIVED_BAGGAGE, context) or ("", {}))
+    if len(received) == len(entries) and all(received.get(n, _NOTHING)[0] == v for n, v in entries.items()):
+        return whole
     members: list[str] = []
-    size = 0
+    size = -1
     for name, value in entries.items():
-        member = f"{quote(name, safe=_NAME_SAFE)}={quote(str(value), safe=_VALUE_SAFE)}"
-        size += len(member) + 1
-        if len(members) == MAX_BAGGAGE_MEMBERS or size > MAX_BAGGAGE_LENGTH:
-            break
+        former, text = received.get(name, _NOTHING)
+        member = text if text and former == value else _baggage_member(name, value)
+        if not member or size + 1 + len(member) > MAX_BAGGAGE_LENGTH:
+            continue
+        size += 1 + len(member)
         members.append(member)
+        if len(members) == MAX_BAGGAGE_MEMBERS:
+            break
     return ",".join(members)
 
 
+_NOTHING: Final = ("", "")
 _NAME_SAFE: Final = "!#$&'*+-.^_`|~"
 _VALUE_SAFE: Final = "!#$&'()*+-./:<=>?@[]^_`{|}~"
+
+
+def _baggage_member(name: str, value: object) -> str:
+    """A member for what the user put into the baggage; empty where it has no name."""
+    if not name:
+        return ""
+    # A lone surrogate is no text in any encoding; it goes out as `?`.
+    return f"{quote(name, _NAME_SAFE, errors='replace')}={quote(str(value), _VALUE_SAFE, errors='replace')}"
 
 
 def carrier(headers: Mapping[str, str]) -> tuple[SpanContext | None, Context]:
