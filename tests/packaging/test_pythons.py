@@ -1,0 +1,48 @@
+"""The installed wheel keeps its promises on every other Python at hand."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import CHECKOUT, Install, run
+
+TIERS = ("tests/unit", "tests/contract")
+AT_ONCE = 2
+
+
+@cache
+def other_pythons() -> dict[str, str]:
+    """The interpreter of each supported minor version but this one."""
+    found = subprocess.run(
+        [CHECKOUT / "scripts" / "find_python.sh", "--all"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    program = "import sys; print('python%d.%d' % sys.version_info[:2])"
+    named = {subprocess.check_output([path, "-c", program], text=True).strip(): path for path in found}
+    named.pop(f"python{sys.version_info.major}.{sys.version_info.minor}", None)
+    return named
+
+
+@pytest.fixture(scope="module")
+def results(install: Install, suite: Path) -> Iterator[Callable[[str], str]]:
+    """What pytest printed under an interpreter; all of them are begun together, since installing takes longest."""
+
+    def passed(interpreter: str) -> str:
+        python = install("test.txt", interpreter)
+        imported_from = run(python, "-c", "import quantum_bus; print(quantum_bus.__file__)", cwd=suite).strip()
+        assert Path(imported_from).is_relative_to(python.parents[1]), "the installed package, not the checkout's"
+        return run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TIERS, cwd=suite)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        begun: dict[str, Future[str]] = {name: pool.submit(passed, path) for name, path in other_pythons().items()}
+        yield lambda name: begun[name].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("python", other_pythons())
+def test_unit_and_contract_tiers_pass(python: str, results: Callable[[str], str]) -> None:
+    assert " passed" in results(python)
