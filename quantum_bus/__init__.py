@@ -1,1 +1,52 @@
 """An event bus on Redis Streams whose every message and log line says which flow it belongs to."""
+
+from .bus import EventBus
+from .config import Retry
+from .envelope import Event, Receipt
+from .errors import (
+    BackPressure,
+    BusClosed,
+    ConfigurationError,
+    ConnectionLost,
+    LeaseLost,
+    MessageAlreadySettled,
+    PayloadTooLarge,
+    PublishError,
+    PublishTimeout,
+    QuantumBusError,
+    Reject,
+    SerializationError,
+)
+from .message import Message
+from .propagation import (
+    carry_context,
+    clear_correlation_id,
+    correlation_scope,
+    get_correlation_id,
+    set_correlation_id,
+)
+
+__all__ = [
+    "BackPressure",
+    "BusClosed",
+    "ConfigurationError",
+    "ConnectionLost",
+    "Event",
+    "EventBus",
+    "LeaseLost",
+    "Message",
+    "MessageAlreadySettled",
+    "PayloadTooLarge",
+    "PublishError",
+    "PublishTimeout",
+    "QuantumBusError",
+    "Receipt",
+    "Reject",
+    "Retry",
+    "SerializationError",
+    "carry_context",
+    "clear_correlation_id",
+    "correlation_scope",
+    "get_correlation_id",
+    "set_correlation_id",
+]

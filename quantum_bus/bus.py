@@ -1,0 +1,578 @@
+"""The asyncio event bus: what users hold in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import inspect
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from uuid import UUID
+
+import redis.asyncio as redis
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+from redis.asyncio.retry import Retry as DriverRetry
+
+from . import config as options
+from . import driver, names
+from .backoff import Backoff
+from .config import BusConfig, Retry, Start, SubscriberConfig, TraceMode, check_stream, masked_url
+from .consumer import Consumer, Process
+from .envelope import Event, Receipt
+from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError, QuantumBusError
+from .handlers import Handler, inspect_handler
+from .link import Link
+from .publisher import Publisher
+from .telemetry import Telemetry
+
+F = TypeVar("F", bound=Callable[..., Any])
+CallNext = Callable[[Any], Awaitable[Any]]
+Middleware = Callable[[Any, CallNext], Awaitable[Any]]
+"""``async def m(message_or_event, call_next)``: sees an :class:`Event` around each publish and a :class:`Message` (with
+``batch`` a list of them) around each handler run; goes on with ``return await call_next(message_or_event)``."""
+
+log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class _State(enum.Enum):
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
+
+class EventBus:
+    """An event bus on Redis Streams.
+
+    ::
+
+        bus = EventBus("redis://localhost:6379/0", service="auto_executor")
+
+        @bus.subscriber("orders")
+        async def handle(order: Order) -> None: ...
+
+        await bus.run()
+
+    Publishing needs no start. A bus belongs to the event loop it is first used in, and is used once: after ``stop`` make
+    a new one.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``; None reads ``QUANTUM_BUS_URL``.
+        service: this service's name, on every message; None reads ``QUANTUM_BUS_SERVICE``, else ``OTEL_SERVICE_NAME``.
+        client: a ``redis.asyncio.Redis`` to take connections from, instead of a url. It is never closed by the bus. The
+            bus keeps one connection of its pool, and one more for each subscriber.
+        prefix: put before every stream's name.
+        middleware: around every publish and every handler run, the first one outermost.
+        max_payload_bytes: longest payload, as JSON.
+        sampled: the flag of a trace context that the bus has to make itself, where no OpenTelemetry SDK does.
+        send_baggage: whether W3C baggage goes out with messages.
+        connect_timeout: seconds to open a connection, and for ``start`` to reach Redis.
+        reply_timeout: seconds Redis may take to answer before the connection counts as dead.
+        block: seconds an idle read waits at the server before it is sent again.
+        backoff_initial: longest first pause before Redis is tried again, seconds; doubled each time.
+        backoff_maximum: longest of these pauses, seconds.
+        tracer_provider: instead of OpenTelemetry's global one.
+        meter_provider: instead of OpenTelemetry's global one.
+
+    Raises:
+        ConfigurationError: an option cannot work; the text says what would be right.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        service: str | None = None,
+        client: redis.Redis | None = None,
+        prefix: str = "",
+        middleware: Iterable[Middleware] = (),
+        max_payload_bytes: int = options.DEFAULT_MAX_PAYLOAD_BYTES,
+        sampled: bool = True,
+        send_baggage: bool = True,
+        connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT,
+        reply_timeout: float = options.DEFAULT_REPLY_TIMEOUT,
+        block: float = options.DEFAULT_BLOCK,
+        backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
+        backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self.config = BusConfig.resolve(
+            url,
+            service,
+            has_client=client is not None,
+            prefix=prefix,
+            max_payload_bytes=max_payload_bytes,
+            sampled=sampled,
+            send_baggage=send_baggage,
+            connect_timeout=connect_timeout,
+            reply_timeout=reply_timeout,
+            block=block,
+            backoff_initial=backoff_initial,
+            backoff_maximum=backoff_maximum,
+        )
+        if client is not None and not (isinstance(client, redis.Redis) and hasattr(client, "connection_pool")):
+            raise ConfigurationError(
+                f"client={type(client).__name__}: give a redis.asyncio.Redis (quantum_bus.sync takes a redis.Redis)"
+            )
+        self._client = client
+        self._owns_client = client is None
+        self._middleware: list[Middleware] = []
+        for item in middleware:
+            self.add_middleware(item)
+        self._providers = (tracer_provider, meter_provider)
+        self._subscribers: list[tuple[SubscriberConfig, Handler]] = []
+        self._consumers: list[Consumer] = []
+        self._state = _State.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link: Link | None = None
+        self._publisher: Publisher | None = None
+        self._telemetry: Telemetry | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._stop_requested: asyncio.Event | None = None
+        self._publishing: set[object] = set()
+
+    # --- what to do ------------------------------------------------------------------------------
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Put one more middleware inside the ones there are."""
+        if not callable(middleware):
+            raise ConfigurationError(f"middleware={middleware!r}: give an async def m(message_or_event, call_next)")
+        call = middleware if inspect.isroutine(middleware) else type(middleware).__call__
+        if not inspect.iscoroutinefunction(call):
+            raise ConfigurationError(
+                f"middleware {middleware!r} is not async def; write async def m(message, call_next)"
+            )
+        self._middleware.append(middleware)
+
+    def subscriber(
+        self,
+        stream: str,
+        *streams: str,
+        group: str | None = None,
+        batch: int = 1,
+        concurrency: int = 16,
+        ack_wait: float = 30.0,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        start: Start = "beginning",
+        trace_mode: TraceMode = "continue",
+    ) -> Callable[[F], F]:
+        """Have a function handle the messages of one or several streams.
+
+        The function is ``async def``, or ``def`` and then runs in a worker thread. A parameter annotated ``Message``
+        gets the message, the other one the payload as its annotation says: ``dict``, any JSON value, a dataclass, a
+        ``TypedDict``, a pydantic model. It is returned unchanged.
+
+        Args:
+            stream: the stream's name, without the bus's prefix.
+            streams: further streams for the same handler.
+            group: the consumer group; by default the service. Each group gets every message, one of its consumers each.
+            batch: above 1 the handler takes lists, of up to so many messages at once.
+            concurrency: handler runs at once. No more messages are read than handlers can take.
+            ack_wait: seconds after which a message of a dead consumer is given to another.
+            timeout: seconds a run may take before it counts as failed; None: as long as it wants.
+            retry: how often, and when, a failed handler runs again; None: as ``Retry()`` says.
+            start: where a new group starts: at the ``"beginning"`` of the stream, or with ``"new"`` messages only.
+            trace_mode: ``"continue"`` makes the handling a part of the message's trace, ``"link"`` a trace of its own.
+
+        Raises:
+            ConfigurationError: an option or the signature cannot work, or this bus has a subscriber for the same stream
+                and group.
+        """
+        if callable(stream):
+            raise ConfigurationError("name the stream: @bus.subscriber('orders')")
+        if self._state is not _State.NEW:
+            raise ConfigurationError("subscribe before the bus is started")
+        for name in (stream, *streams):
+            check_stream(name)
+        subscription = SubscriberConfig(
+            streams=tuple(self.config.prefix + name for name in (stream, *streams)),
+            group=self.config.service if group is None else group,
+            batch=batch,
+            concurrency=concurrency,
+            ack_wait=ack_wait,
+            timeout=timeout,
+            retry=Retry() if retry is None else retry,
+            start=start,
+            trace_mode=trace_mode,
+        )
+        for other, handler in self._subscribers:
+            if other.group == subscription.group and (both := set(other.streams) & set(subscription.streams)):
+                raise ConfigurationError(
+                    f"{handler.name} handles {sorted(both)[0]!r} for group {other.group!r} in this bus already; give the "
+                    "second subscriber a group of its own, or raise the first one's concurrency"
+                )
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+
+        def decorate(function: F) -> F:
+            local_names = dict(caller.f_locals) if caller is not None else {}
+            handler = inspect_handler(function, batch=subscription.batch > 1, local_names=local_names)
+            self._subscribers.append((subscription, handler))
+            return function
+
+        return decorate
+
+    # --- publishing ------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        stream: str,
+        payload: Any,
+        *,
+        event: str | None = None,
+        key: str | None = None,
+        correlation_id: str | UUID | None = None,
+        message_id: str | UUID | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
+    ) -> Receipt:
+        """Add a message to a stream; returns when Redis has confirmed it.
+
+        In a handler it belongs to the same flow by itself. Concurrent calls share round trips.
+
+        Args:
+            stream: the stream's name, without the bus's prefix.
+            payload: anything JSON can say; also dataclasses, pydantic models, UUIDs and datetimes.
+            event: the event's name, as ``"ORDER_FILLED"``.
+            key: the ordering key.
+            correlation_id: the flow's id; None takes the one in force, else the trace's. A malformed one is replaced.
+            message_id: unique and stable over retries; None makes one.
+            headers: the caller's own, str to str.
+            timeout: seconds within which Redis must confirm. A lost connection is tried again until then.
+
+        Raises:
+            SerializationError: the payload cannot be JSON.
+            PayloadTooLarge: its JSON is longer than ``max_payload_bytes``.
+            ConfigurationError: another argument is at fault.
+            PublishTimeout: not confirmed in time; the message may be stored.
+            BackPressure: Redis is out of memory; not stored.
+            PublishError: Redis refused it otherwise; not stored.
+            BusClosed: the bus was stopped.
+        """
+        check_stream(stream)
+        _check_timeout(timeout)
+        item = Event(
+            payload,
+            event=event,
+            key=key,
+            correlation_id=correlation_id,
+            message_id=message_id,
+            headers=headers,
+            stream=self.config.prefix + stream,
+        )
+        return await self._publish(item, timeout)
+
+    async def publish_many(
+        self, stream: str, items: Iterable[Any], *, timeout: float = options.DEFAULT_PUBLISH_TIMEOUT
+    ) -> list[Receipt | PublishError]:
+        """Add messages to a stream, in order, in as few round trips as can be.
+
+        Args:
+            stream: the stream's name, without the bus's prefix.
+            items: payloads, or :class:`Event` for those that need more than a payload.
+            timeout: seconds within which Redis must confirm all.
+
+        Returns:
+            For each item, in order, its receipt, or the error that kept Redis from storing or confirming it.
+
+        Raises:
+            SerializationError, PayloadTooLarge, ConfigurationError: an item is at fault; nothing was sent.
+            BusClosed: the bus was stopped.
+        """
+        check_stream(stream)
+        _check_timeout(timeout)
+        name = self.config.prefix + stream
+        events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
+        publisher = self._open()
+        token = object()
+        self._publishing.add(token)
+        try:
+            if not self._middleware:
+                return await publisher.publish_many(name, events, timeout=timeout)
+            results = await asyncio.gather(*(self._publish(item, timeout) for item in events), return_exceptions=True)
+        finally:
+            self._publishing.discard(token)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, PublishError):
+                raise result
+        return [result for result in results if isinstance(result, (Receipt, PublishError))]
+
+    async def _publish(self, event: Event, timeout: float) -> Receipt:
+        publisher = self._open()
+
+        async def innermost(item: Event) -> Receipt:
+            return await publisher.publish(item, timeout=timeout)
+
+        token = object()
+        self._publishing.add(token)
+        try:
+            receipt = await self._wrap(innermost)(event)
+        finally:
+            self._publishing.discard(token)
+        if not isinstance(receipt, Receipt):
+            raise ConfigurationError("a middleware did not return the receipt; write return await call_next(event)")
+        return receipt
+
+    def _wrap(self, innermost: Process) -> Process:
+        """``innermost`` behind the middleware, the first one outermost."""
+        process = innermost
+        for middleware in reversed(self._middleware):
+            process = _around(middleware, process)
+        return process
+
+    @property
+    def from_thread(self) -> FromThread:
+        """Publish from a ``def`` handler, or any other thread, through this bus; the calls block."""
+        return FromThread(self)
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Connect, make the groups, and begin to handle messages. No signal handlers: for FastAPI and tests.
+
+        Raises:
+            ConnectionLost: Redis cannot be reached within ``connect_timeout``.
+            ConfigurationError: the credentials are refused, or a stream's key is not a stream.
+            BusClosed: the bus was stopped.
+        """
+        self._open()
+        if self._state is _State.RUNNING:
+            return
+        self._state = _State.RUNNING
+        link = self._link
+        telemetry = self._telemetry
+        assert link is not None
+        assert telemetry is not None
+        try:
+            await self._reach(link)
+            if any(not handler.is_async for _, handler in self._subscribers):
+                workers = sum(config.concurrency for config, handler in self._subscribers if not handler.is_async)
+                self._threads = ThreadPoolExecutor(workers, thread_name_prefix="quantum_bus handler")
+            name = consumer_name(self.config.service)
+            for config, handler in self._subscribers:
+                consumer = Consumer(
+                    config,
+                    handler,
+                    name=name,
+                    bus=self.config,
+                    commands=link,
+                    reader=self._new_link(),
+                    telemetry=telemetry,
+                    wrap=self._wrap,
+                    threads=self._threads,
+                )
+                self._consumers.append(consumer)
+                await consumer.start()
+        except BaseException:
+            for consumer in self._consumers:
+                await consumer.cancel()
+            await self._close()
+            raise
+        log.info(
+            "Bus of %s is started, %d subscribers", self.config.service, len(self._consumers),
+            extra={"event": names.EVENT_BUS_STARTED},
+        )  # fmt: skip
+
+    async def _reach(self, link: Link) -> None:
+        """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""
+        backoff = Backoff(self.config.backoff_initial, self.config.backoff_maximum)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.config.connect_timeout
+        while True:
+            try:
+                reply = await link.execute_one(("PING",))
+            except ConnectionLost as error:
+                reply = error
+            if not isinstance(reply, ConnectionLost):
+                return
+            pause = backoff.next()
+            if loop.time() + pause > until:
+                raise reply
+            await asyncio.sleep(pause)
+
+    async def stop(self, timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
+        """Take no new messages, let running handlers end, and close.
+
+        Args:
+            timeout: seconds that running handlers and publishes have. What is not done then is cancelled; its messages stay
+                pending in Redis.
+        """
+        if self._state in (_State.CLOSED, _State.STOPPING):
+            return
+        if self._link is None:
+            self._state = _State.CLOSED
+            return
+        self._state = _State.STOPPING
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        log.info("Bus of %s is draining", self.config.service, extra={"event": names.EVENT_BUS_DRAINING})
+        try:
+            await asyncio.gather(*(consumer.stop_reading() for consumer in self._consumers))
+            left = await asyncio.gather(*(consumer.drain(deadline) for consumer in self._consumers))
+            while self._publishing and loop.time() < deadline:
+                await asyncio.sleep(0.005)
+            if abandoned := sum(left):
+                log.warning(
+                    "%d messages were not done within %g s; they stay pending", abandoned, timeout,
+                    extra={"event": names.EVENT_BUS_ABANDONED, "messages": abandoned},
+                )  # fmt: skip
+        finally:
+            await self._close()
+        log.info("Bus of %s is stopped", self.config.service, extra={"event": names.EVENT_BUS_STOPPED})
+
+    async def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
+        """Start, handle messages until SIGTERM or SIGINT, then drain and stop. A second signal stops without draining.
+
+        Args:
+            stop_timeout: seconds that running handlers have after the signal.
+        """
+        loop = asyncio.get_running_loop()
+        requested = self._stop_requested = asyncio.Event()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def on_signal() -> None:
+            if requested.is_set():
+                task.cancel()
+            requested.set()
+
+        with contextlib.ExitStack() as handlers:
+            for number in STOP_SIGNALS:
+                loop.add_signal_handler(number, on_signal)
+                handlers.callback(loop.remove_signal_handler, number)
+            await self.start()
+            try:
+                await requested.wait()
+                await self.stop(stop_timeout)
+            except asyncio.CancelledError:
+                await self.stop(0.0)
+                raise
+
+    def request_stop(self) -> None:
+        """Have :meth:`run` drain and return, as a signal would. To be called in the bus's event loop."""
+        if self._stop_requested is not None:
+            self._stop_requested.set()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _open(self) -> Publisher:
+        """The publisher; made on first use, because connections belong to the running loop."""
+        if self._publisher is not None and self._state in (_State.NEW, _State.RUNNING, _State.STOPPING):
+            if self._loop is not asyncio.get_running_loop():
+                raise ConfigurationError(
+                    "this bus belongs to another event loop; make one for each loop, or use bus.from_thread in threads"
+                )
+            return self._publisher
+        if self._state is not _State.NEW:
+            raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
+        self._loop = asyncio.get_running_loop()
+        if self._client is None:
+            assert self.config.url is not None
+            try:
+                self._client = redis.Redis.from_url(
+                    self.config.url, **driver.connection_options(self.config, DriverRetry)
+                )
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(f"url={masked_url(self.config.url)!r}: {error}") from error
+        tracer_provider, meter_provider = self._providers
+        self._telemetry = Telemetry(
+            sampled=self.config.sampled,
+            send_baggage=self.config.send_baggage,
+            server=driver.server_address(self._client),
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+        )
+        self._link = self._new_link()
+        self._publisher = Publisher(self.config, self._link, self._telemetry)
+        return self._publisher
+
+    def _new_link(self) -> Link:
+        assert self._client is not None
+        where = masked_url(self.config.url) if self.config.url else "the given client's address"
+        return Link(self._client.connection_pool, timeout=self.config.reply_timeout, where=where)
+
+    async def _close(self) -> None:
+        self._state = _State.CLOSED
+        for consumer in self._consumers:
+            await consumer.close()
+        if self._link is not None:
+            await self._link.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._owns_client and self._client is not None:
+            await self._client.aclose()
+
+
+class FromThread:
+    """``publish`` and ``publish_many`` for other threads: they block until the bus's event loop has done it.
+
+    The caller's flow goes along.
+    """
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+
+    def publish(self, stream: str, payload: Any, **arguments: Any) -> Receipt:
+        """As :meth:`EventBus.publish`, blocking."""
+        return asyncio.run_coroutine_threadsafe(self._bus.publish(stream, payload, **arguments), self._loop()).result()
+
+    def publish_many(
+        self, stream: str, items: Sequence[Any], *, timeout: float = options.DEFAULT_PUBLISH_TIMEOUT
+    ) -> list[Receipt | PublishError]:
+        """As :meth:`EventBus.publish_many`, blocking."""
+        call = self._bus.publish_many(stream, items, timeout=timeout)
+        return asyncio.run_coroutine_threadsafe(call, self._loop()).result()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._bus._loop
+        if loop is None:
+            raise ConfigurationError("start the bus before threads publish through it")
+        if self._bus._state is _State.CLOSED:
+            raise BusClosed(f"the bus of {self._bus.config.service} is stopped; make a new EventBus")
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return loop
+        if running is loop:
+            raise ConfigurationError("from_thread blocks the event loop it waits for; there, await bus.publish(…)")
+        return loop
+
+
+def consumer_name(service: str) -> str:
+    """A consumer's name: unique for each incarnation, so that what a dead one held is never taken for a living one's."""
+    return f"{service}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def _around(middleware: Middleware, inner: Process) -> Process:
+    async def process(item: Any) -> Any:
+        return await middleware(item, inner)
+
+    return process
+
+
+def _check_timeout(timeout: float) -> None:
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < float("inf"):
+        raise ConfigurationError(f"timeout={timeout!r}: give seconds, above 0")

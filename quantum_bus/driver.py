@@ -1,0 +1,118 @@
+"""What both twins know of redis-py: how a client is made, and what its errors mean here."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .config import BusConfig
+from .errors import BackPressure, ConfigurationError, ConnectionLost, PublishError, QuantumBusError
+
+CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError, EOFError)
+"""What a broken or absent connection raises; TimeoutError is an OSError."""
+
+CREDENTIAL_ERRORS: Final = (AuthenticationError, AuthorizationError)
+
+
+def connection_options(config: BusConfig, retry: type[Any]) -> dict[str, Any]:
+    """Keyword arguments for redis-py's ``from_url``.
+
+    No retry of its own: redis-py would send an XADD again after a lost reply, blindly. No socket timeout either:
+    every request here has a deadline of its own, and a blocking read outlives any one of them. RESP2 is what every
+    supported server speaks.
+
+    Args:
+        retry: ``redis.asyncio.retry.Retry`` or ``redis.retry.Retry``.
+    """
+    return {
+        "socket_connect_timeout": config.connect_timeout,
+        "socket_timeout": None,
+        "socket_keepalive": True,
+        "health_check_interval": 0,
+        "retry": retry(NoBackoff(), 0),
+        "decode_responses": False,
+        "protocol": 2,
+    }
+
+
+def server_address(client: Any) -> tuple[str, int | None] | None:
+    """Host and port that a client connects to, for spans; a Unix socket's path has no port."""
+    options = client.connection_pool.connection_kwargs
+    host = options.get("host") or options.get("path")
+    return None if host is None else (str(host), options.get("port") if "host" in options else None)
+
+
+def is_transient(error: RedisError) -> bool:
+    """Whether the server refused a command for a reason that passes by itself: a replica before its promotion."""
+    return isinstance(error, ReadOnlyError) or str(error).startswith(
+        ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+    )
+
+
+def is_no_group(error: object) -> bool:
+    """NOGROUP: the stream or its group is not there (any more)."""
+    return isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
+
+
+def is_no_script(error: object) -> bool:
+    """NOSCRIPT: the server does not know a script's digest; redis-py strips the code from the text."""
+    return isinstance(error, ResponseError) and (
+        type(error).__name__ == "NoScriptError" or str(error).startswith("NOSCRIPT")
+    )
+
+
+def is_wrong_type(error: object) -> bool:
+    """WRONGTYPE: the key holds something else."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+
+
+def publish_error(error: RedisError, stream: str) -> PublishError:
+    """A reply to XADD that says no."""
+    if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM"):
+        return BackPressure(
+            f"Redis is at its maxmemory and did not store the message for {stream!r}; publish later, trim streams, or "
+            f"give it more memory ({error})"
+        )
+    if is_wrong_type(error):
+        return PublishError(
+            f"the key {stream!r} is not a stream; publish to another name, or remove that key ({error})"
+        )
+    if isinstance(error, NoPermissionError):
+        return PublishError(f"this Redis user may not XADD to {stream!r}: ACL SETUSER … +xadd ~{stream} ({error})")
+    return PublishError(f"Redis refused the message for {stream!r}: {error}")
+
+
+def group_error(error: RedisError, stream: str, group: str) -> QuantumBusError:
+    """A reply to XGROUP CREATE that says no."""
+    if is_wrong_type(error) or "wrong kind of value" in str(error):
+        return ConfigurationError(
+            f"the key {stream!r} is not a stream, so {group!r} cannot subscribe to it; name another stream, or remove "
+            f"that key ({error})"
+        )
+    if isinstance(error, NoPermissionError):
+        return ConfigurationError(
+            f"this Redis user may not make the group {group!r} on {stream!r}; grant it: ACL SETUSER … +xgroup ~{stream} "
+            f"({error})"
+        )
+    return ConnectionLost(f"the group {group!r} on {stream!r} cannot be made now: {error}")
+
+
+def connect_error(error: BaseException, where: str) -> QuantumBusError:
+    """Connecting failed."""
+    if isinstance(error, CREDENTIAL_ERRORS) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
+        return ConfigurationError(
+            f"Redis at {where} refused the credentials; put them in the URL: redis://user:password@… ({error})"
+        )
+    return ConnectionLost(f"Redis at {where} cannot be reached: {error}")

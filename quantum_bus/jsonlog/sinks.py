@@ -1,0 +1,395 @@
+"""Where lines go. A sink takes whole lines, never raises, never waits long, and counts what it had to drop.
+
+Nothing is buffered: a line that :meth:`Sink.write` has taken is the kernel's, and survives a SIGKILL of the process.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import select
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import IO, Final, Protocol
+
+from .files import RotatingFile
+
+# How long one write may wait for the reader of a full pipe, in seconds. Once that has passed, lines are dropped
+# without waiting until the reader reads again.
+WRITE_TIMEOUT: Final = 0.5
+# What POSIX promises a pipe takes in one piece, and what a pipe that polls as writable takes without blocking.
+_PIPE_CHUNK: Final = 4096
+
+Notice = Callable[[int], bytes]
+
+
+class Sink(Protocol):
+    """Takes lines from any thread.
+
+    Attributes:
+        dropped: lines lost since the sink was made.
+        notice: makes the line that says how many were lost; written before the first line that gets through again.
+    """
+
+    notice: Notice
+
+    @property
+    def dropped(self) -> int: ...
+
+    def write(self, line: bytes) -> None:
+        """Write one line, its line end included. Never raises."""
+
+    def flush(self) -> None:
+        """Hand on what is still held. Never raises."""
+
+    def release(self) -> None:
+        """Let another sink of this process take over the file; this one may write on until it is closed."""
+
+    def close(self) -> None:
+        """Close what the sink itself has opened; lines written afterwards are dropped."""
+
+    def after_fork(self) -> None:
+        """Called in the child of a fork, before anything is written there."""
+
+
+def no_notice(dropped: int) -> bytes:  # noqa: ARG001 - the form of a Notice
+    """Until a sink is part of a pipeline, nothing tells of what it dropped."""
+    return b""
+
+
+class _AlwaysOpen:
+    closed: Final = False
+
+
+class DescriptorSink:
+    """Writes each line with one ``os.write`` to a file descriptor: a stream's, or a file of its own.
+
+    A line is one system call, but for lines over 4,096 bytes into a pipe. After a partial write (a full disk) the next
+    line starts with a line end, so that only the torn one is lost.
+    """
+
+    __slots__ = (
+        "_dropped", "_fd", "_file", "_lock", "_may_block", "_owned", "_poll", "_room", "_stalled", "_stream", "_torn",
+        "_unreported", "notice", "write_timeout",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        fd: int,
+        *,
+        stream: IO[str] | IO[bytes] | None = None,
+        file: RotatingFile | None = None,
+        write_timeout: float = WRITE_TIMEOUT,
+    ) -> None:
+        self.notice: Notice = no_notice
+        self.write_timeout = write_timeout
+        self._lock = threading.RLock()  # a signal handler or finalizer may log while its thread is writing
+        self._fd = fd
+        self._stream = _AlwaysOpen if stream is None else stream
+        self._file = file
+        self._owned = file is not None
+        self._dropped = 0
+        self._unreported = 0
+        self._torn = False
+        self._stalled = False
+        self._may_block = False
+        self._poll: select.poll | None = None
+        # What may be written before _write_carefully must look again: the one thing the hot path asks.
+        self._room: float = 0
+
+    @classmethod
+    def for_stream(cls, stream: IO[str] | IO[bytes]) -> DescriptorSink:
+        """For a stream with a descriptor. The standard streams' own is used, so that redirecting them still works; of
+        any other a duplicate, which nobody else can close and reopen as something else.
+        """
+        fd = stream.fileno()
+        if stream.closed:
+            raise ValueError("the stream is closed")
+        stream.flush()
+        standard = fd in (1, 2)
+        sink = cls(fd if standard else os.dup(fd), stream=stream)
+        sink._owned = not standard
+        sink._may_block = _may_block(sink._fd)
+        return sink
+
+    @classmethod
+    def for_file(cls, file: RotatingFile) -> DescriptorSink:
+        """For a file that is opened, rotated and closed by this sink.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        sink = cls(file.open(), file=file)
+        sink._torn = file.torn
+        sink._may_block = _may_block(sink._fd)
+        return sink
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost since the sink was made."""
+        return self._dropped
+
+    @property
+    def path(self) -> str | None:
+        """The file this process writes, None for a stream."""
+        return None if self._file is None else str(self._file.path)
+
+    def write(self, line: bytes) -> None:
+        """Write one line; drop and count it where that fails."""
+        size = len(line)
+        with self._lock:
+            if size > self._room or self._stream.closed:
+                self._write_carefully(line)
+                return
+            try:
+                written = os.write(self._fd, line)
+            except OSError:
+                written = 0
+            if written == size:
+                self._room -= size
+            else:
+                self._finish(line, written)
+
+    def flush(self) -> None:
+        """Tell of dropped lines, if they can be told of by now. There is no buffer to empty."""
+        with self._lock:
+            if self._unreported and self._fd >= 0:
+                self._write_carefully(b"")
+
+    def release(self) -> None:
+        """Let another sink of this process take over the file; this one may write on until it is closed."""
+        if self._file is not None:
+            self._file.unlock(self._fd)
+
+    def close(self) -> None:
+        """Close the file or the duplicate; a standard stream stays open."""
+        self.flush()
+        with self._lock:
+            fd, self._fd, self._room = self._fd, -1, 0
+            self._file = None
+            if self._owned and fd >= 0:
+                os.close(fd)
+
+    def after_fork(self) -> None:
+        """A child writes a file of its own; it shares a stream with its parent, as any child does."""
+        self._lock = threading.RLock()
+        self._poll = None
+        self._room = 0
+        if self._file is not None and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = self._file.CLOSED
+            self._unreported = 0
+            self._torn = False
+
+    def _write_carefully(self, line: bytes) -> None:
+        """Everything the hot path leaves out: rotation, recovery, pipes, closed streams."""
+        notice = self.notice(self._unreported) if self._unreported else b""
+        if self._stream.closed or not self._ready(1 + len(notice) + len(line)):
+            self._lost(line)
+            return
+        before = b"\n" + notice if self._torn else notice
+        self._settle(before, line, self._push(before + line))
+
+    def _finish(self, line: bytes, written: int) -> None:
+        """Go on behind a write that took only a part, or none."""
+        self._settle(b"", line, written + self._push(line[written:]))
+
+    def _settle(self, before: bytes, line: bytes, written: int) -> None:
+        if written:
+            self._torn = (before + line)[written - 1] != 0x0A
+        if written >= len(before):
+            self._unreported = 0
+        if written < len(before) + len(line):
+            self._lost(line)
+        elif self._may_block:
+            self._room = 0
+        else:
+            self._room = math.inf if self._file is None else self._file.took(written)
+
+    def _lost(self, line: bytes) -> None:
+        if line:  # not a mere flush
+            self._dropped += 1
+            self._unreported += 1
+        self._room = 0
+
+    def _ready(self, size: int) -> bool:
+        """Make the file ready for ``size`` more bytes."""
+        if self._file is None:
+            return self._fd >= 0
+        try:
+            fd = self._file.make_room(self._fd, size)
+        except OSError:
+            return False
+        if fd != self._fd:
+            self._fd = fd
+            self._torn = self._file.torn
+        return True
+
+    def _push(self, data: bytes) -> int:
+        """Write as much of ``data`` as the descriptor takes in time; how much that was."""
+        view = memoryview(data)
+        deadline = time.monotonic() + (0 if self._stalled else self.write_timeout)
+        written = 0
+        while written < len(view):
+            chunk = view[written : written + _PIPE_CHUNK] if self._may_block else view[written:]
+            try:
+                if self._may_block and not self._writable(deadline):
+                    break
+                count = os.write(self._fd, chunk)
+            except BlockingIOError:  # somebody made it non-blocking
+                self._may_block = True
+                continue
+            except OSError:
+                break
+            written += count
+            if not count:
+                break
+        return written
+
+    def _writable(self, deadline: float) -> bool:
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._fd, select.POLLOUT)
+        events = self._poll.poll(0) or self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        self._stalled = not events
+        return bool(events)
+
+
+class StreamSink:
+    """Writes to an object that has no descriptor: ``io.StringIO``, a test's capture, a wrapper."""
+
+    __slots__ = ("_busy", "_dropped", "_lock", "_stream", "_text", "_unreported", "notice")
+
+    def __init__(self, stream: IO[str] | IO[bytes]) -> None:
+        self.notice: Notice = no_notice
+        self._lock = threading.RLock()
+        self._stream = stream
+        self._text = not isinstance(stream, (io.RawIOBase, io.BufferedIOBase))
+        self._busy = False
+        self._dropped = 0
+        self._unreported = 0
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost since the sink was made."""
+        return self._dropped
+
+    def write(self, line: bytes) -> None:
+        """Write one line and flush the stream; drop and count it where that fails."""
+        with self._lock:
+            if self._busy:  # the stream itself logs: its line would come back here for ever
+                self._drop()
+                return
+            self._busy = True
+            try:
+                if self._unreported:
+                    self._put(self.notice(self._unreported))
+                    self._unreported = 0
+                self._put(line)
+            except Exception:  # noqa: BLE001 - a foreign stream may raise anything; a logger may not
+                self._drop()
+            finally:
+                self._busy = False
+
+    def flush(self) -> None:
+        """Nothing is held: each line is flushed as it is written."""
+
+    def release(self) -> None:
+        """There is no file."""
+
+    def close(self) -> None:
+        """Nothing was opened here."""
+
+    def after_fork(self) -> None:
+        """A lock held by another thread of the parent would never be released in the child."""
+        self._lock = threading.RLock()
+        self._busy = False
+
+    def _drop(self) -> None:
+        self._dropped += 1
+        self._unreported += 1
+
+    def _put(self, line: bytes) -> None:
+        if self._text:
+            text = line.decode()
+            try:
+                self._stream.write(text)  # type: ignore[arg-type]  # a text stream
+            except UnicodeEncodeError:
+                self._stream.write(_ascii(text))  # type: ignore[arg-type]  # a text stream
+        else:
+            self._stream.write(line)  # type: ignore[arg-type]  # a stream of bytes
+        self._stream.flush()
+
+
+class Tee:
+    """Writes each line to several sinks."""
+
+    __slots__ = ("_sinks",)
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    @property
+    def notice(self) -> Notice:
+        """The sinks' common notice."""
+        return self._sinks[0].notice
+
+    @notice.setter
+    def notice(self, notice: Notice) -> None:
+        for sink in self._sinks:
+            sink.notice = notice
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost, counted for each sink that lost them."""
+        return sum(sink.dropped for sink in self._sinks)
+
+    def write(self, line: bytes) -> None:
+        """Write one line to each sink; the failure of one does not concern the others."""
+        for sink in self._sinks:
+            sink.write(line)
+
+    def flush(self) -> None:
+        """Flush each sink."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def release(self) -> None:
+        """Pass it on."""
+        for sink in self._sinks:
+            sink.release()
+
+    def close(self) -> None:
+        """Close each sink."""
+        for sink in self._sinks:
+            sink.close()
+
+    def after_fork(self) -> None:
+        """Pass it on."""
+        for sink in self._sinks:
+            sink.after_fork()
+
+
+def sink_for(stream: IO[str] | IO[bytes]) -> DescriptorSink | StreamSink:
+    """The fastest sink a stream allows."""
+    try:
+        return DescriptorSink.for_stream(stream)
+    except (AttributeError, OSError, TypeError, ValueError):  # no descriptor, or none that works
+        return StreamSink(stream)
+
+
+def _may_block(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.isatty(fd))
+
+
+def _ascii(text: str) -> str:
+    """A line for a stream whose encoding lacks some of its characters."""
+    try:
+        return json.dumps(json.loads(text), separators=(",", ":")) + "\n"
+    except ValueError:  # a plain line
+        return text.encode("ascii", "backslashreplace").decode()

@@ -1,0 +1,333 @@
+"""The span, metric and log scope around each publish and each handling; asyncio and threads enter the same ones.
+
+Names and attributes follow OpenTelemetry's messaging conventions. The library needs ``opentelemetry-api`` only. Where
+no SDK is configured the API makes no span of its own, so the scope makes or continues the W3C context itself: what
+leaves always carries a valid ``traceparent``, and a service downstream that has an SDK joins the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from time import perf_counter
+from types import TracebackType
+from typing import Final, Self
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.util.types import AttributeValue
+
+from . import names, propagation
+from .config import TraceMode
+from .delivery import Failure
+from .envelope import Incoming, Outgoing
+
+Attributes = dict[str, AttributeValue]
+
+# Streams whose attribute sets are kept ready; a program that makes up stream names must not fill the memory.
+CACHED_STREAMS: Final = 1024
+
+
+class Telemetry:
+    """Makes the scopes of one bus.
+
+    Args:
+        sampled: whether a context that we have to make ourselves is flagged as sampled.
+        send_baggage: whether the current baggage goes out with a message.
+        server: Redis's host and port, where known.
+        tracer_provider: instead of the global one.
+        meter_provider: instead of the global one.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampled: bool = True,
+        send_baggage: bool = True,
+        server: tuple[str, int | None] | None = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self.sampled = sampled
+        self.send_baggage = send_baggage
+        self.tracer = trace.get_tracer(names.INSTRUMENTATION_NAME, tracer_provider=tracer_provider)
+        meter = metrics.get_meter(names.INSTRUMENTATION_NAME, meter_provider=meter_provider)
+        buckets = list(names.DURATION_BUCKETS)
+        self.operation_duration = meter.create_histogram(
+            names.METRIC_OPERATION_DURATION,
+            unit="s",
+            description="Duration of messaging operations initiated by a producer or consumer client.",
+            explicit_bucket_boundaries_advisory=buckets,
+        )
+        self.process_duration = meter.create_histogram(
+            names.METRIC_PROCESS_DURATION,
+            unit="s",
+            description="Duration of processing operation.",
+            explicit_bucket_boundaries_advisory=buckets,
+        )
+        self.sent = meter.create_counter(
+            names.METRIC_SENT, unit="{message}", description="Messages the producer attempted to send to the broker."
+        )
+        self.consumed = meter.create_counter(
+            names.METRIC_CONSUMED, unit="{message}", description="Messages that were delivered to the application."
+        )
+        self.retries = meter.create_counter(
+            names.METRIC_RETRIES, unit="{message}", description="Handler runs that ended in another attempt."
+        )
+        self.dead_letters = meter.create_counter(
+            names.METRIC_DEAD_LETTERS,
+            unit="{message}",
+            description="Messages moved to a dead-letter stream, by reason.",
+        )
+        self.in_flight = meter.create_up_down_counter(
+            names.METRIC_IN_FLIGHT, unit="{message}", description="Messages in a handler at this moment."
+        )
+        self._common: Attributes = {names.ATTR_SYSTEM: names.SYSTEM_REDIS}
+        if server is not None:
+            self._common[names.ATTR_SERVER_ADDRESS] = server[0]
+            if server[1] is not None:
+                self._common[names.ATTR_SERVER_PORT] = server[1]
+        self.send_attributes = lru_cache(CACHED_STREAMS)(self._send_attributes)
+        self.process_attributes = lru_cache(CACHED_STREAMS)(self._process_attributes)
+
+    def _send_attributes(self, stream: str) -> Attributes:
+        """What every publish to ``stream`` has in common, on spans and metrics. Not to be changed by the caller."""
+        return {
+            **self._common,
+            names.ATTR_OPERATION_NAME: names.OPERATION_SEND,
+            names.ATTR_OPERATION_TYPE: names.OPERATION_SEND,
+            names.ATTR_DESTINATION: stream,
+        }
+
+    def _process_attributes(self, stream: str, group: str) -> Attributes:
+        """What every handling of ``stream`` by ``group`` has in common. Not to be changed by the caller."""
+        return {
+            **self._common,
+            names.ATTR_OPERATION_NAME: names.OPERATION_PROCESS,
+            names.ATTR_OPERATION_TYPE: names.OPERATION_PROCESS,
+            names.ATTR_DESTINATION: stream,
+            names.ATTR_GROUP: group,
+        }
+
+    def sending(self, outgoing: Outgoing) -> Sending:
+        """The scope of one ``publish``."""
+        return Sending(self, outgoing.stream, (outgoing,), many=False)
+
+    def sending_many(self, stream: str, outgoing: Sequence[Outgoing]) -> Sending:
+        """The scope of one ``publish_many``: one span, whose context every item carries."""
+        return Sending(self, stream, outgoing, many=True)
+
+
+class Sending:
+    """A publish in progress.
+
+    Attributes:
+        context: the context that goes onto the wire.
+        baggage: the ``baggage`` header that goes with it, or nothing.
+        failed: items that Redis did not take; set by the caller of a ``publish_many``.
+    """
+
+    __slots__ = ("_many", "_outgoing", "_span", "_started", "_stream", "_telemetry", "baggage", "context", "failed")
+
+    def __init__(self, telemetry: Telemetry, stream: str, outgoing: Sequence[Outgoing], *, many: bool) -> None:
+        self._telemetry = telemetry
+        self._stream = stream
+        self._outgoing = outgoing
+        self._many = many
+        self.failed = 0
+
+    def correlation_id(self, outgoing: Outgoing) -> str:
+        """The id the caller named or is in the flow of, else that of the trace this publish is in."""
+        return outgoing.correlation_id or f"{self.context.trace_id:032x}"
+
+    def sent(self, entry_id: str) -> None:
+        """Redis stored the message under this id."""
+        self._span.set_attribute(names.ATTR_ENTRY_ID, entry_id)
+
+    def __enter__(self) -> Self:
+        telemetry = self._telemetry
+        outgoing = self._outgoing[0]
+        parent = trace.get_current_span().get_span_context()
+        attributes = dict(telemetry.send_attributes(self._stream))
+        correlation_id = outgoing.correlation_id or (f"{parent.trace_id:032x}" if parent.is_valid else None)
+        if self._many:
+            attributes[names.ATTR_BATCH_COUNT] = len(self._outgoing)
+        else:
+            attributes[names.ATTR_MESSAGE_ID] = outgoing.message_id
+            attributes[names.ATTR_BODY_SIZE] = len(outgoing.data)
+            if outgoing.event is not None:
+                attributes[names.ATTR_EVENT] = outgoing.event
+        shared = correlation_id if not self._many or self._one_flow() else None
+        if shared is not None:
+            attributes[names.ATTR_CONVERSATION_ID] = shared
+        self._started = perf_counter()
+        self._span = telemetry.tracer.start_span(
+            f"{names.OPERATION_SEND} {self._stream}", kind=SpanKind.PRODUCER, attributes=attributes
+        )
+        own = self._span.get_span_context()
+        if own.is_valid and own.span_id != parent.span_id:
+            self.context = own
+            if shared is None and (not self._many or self._one_flow()):
+                self._span.set_attribute(names.ATTR_CONVERSATION_ID, f"{own.trace_id:032x}")
+        elif parent.is_valid:
+            self.context = propagation.child_of(parent)
+        else:
+            self.context = propagation.mint(outgoing.correlation_id, sampled=telemetry.sampled)
+        self.baggage = propagation.baggage_header() if telemetry.send_baggage else ""
+        return self
+
+    def _one_flow(self) -> bool:
+        first = self._outgoing[0].correlation_id
+        return all(outgoing.correlation_id == first for outgoing in self._outgoing)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        telemetry = self._telemetry
+        elapsed = perf_counter() - self._started
+        attributes = telemetry.send_attributes(self._stream)
+        count = len(self._outgoing)
+        if error is not None:
+            failure = Failure.of(error)
+            attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}
+            _record_failure(self._span, failure)
+        telemetry.operation_duration.record(elapsed, attributes)
+        if self.failed and error is None:
+            self._span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not stored"))
+            telemetry.sent.add(self.failed, attributes | {names.ATTR_ERROR_TYPE: "PublishError"})
+            count -= self.failed
+        if count:
+            telemetry.sent.add(count, attributes)
+        self._span.end()
+
+
+class Handling:
+    """A handler run in progress: its span is current, and the correlation id in force.
+
+    The scope must be left in the context it was entered in. ``finish`` is called before it is left.
+
+    Attributes:
+        span_context: of the run, for the next attempt to link to.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_context",
+        "_error",
+        "_incoming",
+        "_outcome",
+        "_scope",
+        "_span",
+        "_started",
+        "_telemetry",
+        "_token",
+    )
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        incoming: Sequence[Incoming],
+        *,
+        group: str,
+        consumer: str,
+        batch: bool,
+        mode: TraceMode,
+        attempt: int,
+        previous: Sequence[SpanContext],
+    ) -> None:
+        first = incoming[0]
+        self._telemetry = telemetry
+        self._incoming = incoming
+        self._attributes = telemetry.process_attributes(first.stream, group)
+        self._outcome = names.OUTCOME_ACK
+        self._error: Failure | None = None
+        attributes = dict(self._attributes)
+        attributes[names.ATTR_CLIENT_ID] = consumer
+        links = [Link(item.context) for item in incoming]
+        links += [Link(context) for context in previous]
+        correlation_id = first.correlation_id
+        if batch:
+            attributes[names.ATTR_BATCH_COUNT] = len(incoming)
+            parent = Context()
+        else:
+            attributes[names.ATTR_MESSAGE_ID] = first.message_id
+            attributes[names.ATTR_ENTRY_ID] = first.id
+            attributes[names.ATTR_BODY_SIZE] = len(first.raw)
+            attributes[names.ATTR_ATTEMPT] = attempt
+            if first.event is not None:
+                attributes[names.ATTR_EVENT] = first.event
+            parent = first.baggage
+            if mode == "continue":
+                parent = trace.set_span_in_context(NonRecordingSpan(first.context), parent)
+        one_flow = all(item.correlation_id == correlation_id for item in incoming)
+        if one_flow:
+            attributes[names.ATTR_CONVERSATION_ID] = correlation_id
+        self._started = perf_counter()
+        span: Span = telemetry.tracer.start_span(
+            f"{names.OPERATION_PROCESS} {first.stream}",
+            context=parent,
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+            links=links,
+        )
+        if not span.get_span_context().is_valid:
+            span = NonRecordingSpan(propagation.mint(sampled=telemetry.sampled))
+        self._span = span
+        self._context = trace.set_span_in_context(span, parent)
+        if not one_flow:  # what a batch of several flows logs and publishes is a flow of its own
+            correlation_id = f"{span.get_span_context().trace_id:032x}"
+        self._scope = propagation.message_scope(correlation_id, first.message_id if len(incoming) == 1 else None)
+
+    @property
+    def span_context(self) -> SpanContext:
+        return self._span.get_span_context()
+
+    def finish(self, outcome: str, failure: Failure | None = None) -> None:
+        """Say how the run ended: one of ``names.OUTCOME_*``, and what was wrong, if anything was."""
+        self._outcome = outcome
+        self._error = failure
+
+    def __enter__(self) -> Self:
+        self._telemetry.in_flight.add(len(self._incoming), self._attributes)
+        self._token = otel_context.attach(self._context)
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        telemetry = self._telemetry
+        elapsed = perf_counter() - self._started
+        count = len(self._incoming)
+        self._scope.__exit__(kind, error, stack)
+        otel_context.detach(self._token)
+        attributes = self._attributes
+        telemetry.in_flight.add(-count, attributes)
+        if error is not None:
+            self._error = Failure.of(error)
+            self._outcome = names.OUTCOME_ABANDONED
+        if self._error is not None:
+            attributes = attributes | {names.ATTR_ERROR_TYPE: self._error.error_type}
+            _record_failure(self._span, self._error)
+        self._span.set_attribute(names.ATTR_OUTCOME, self._outcome)
+        telemetry.process_duration.record(elapsed, attributes)
+        telemetry.consumed.add(count, attributes)
+        self._span.end()
+
+
+def _record_failure(span: Span, failure: Failure) -> None:
+    """As ``record_exception`` would, but masked and bounded."""
+    if not span.is_recording():
+        return
+    span.set_attribute(names.ATTR_ERROR_TYPE, failure.error_type)
+    span.set_status(Status(StatusCode.ERROR, failure.message))
+    event: Attributes = {
+        names.ATTR_EXCEPTION_TYPE: failure.error_type,
+        names.ATTR_EXCEPTION_MESSAGE: failure.message,
+    }
+    if failure.stack:
+        event[names.ATTR_EXCEPTION_STACK] = failure.stack
+    span.add_event(names.EXCEPTION_EVENT, event)
