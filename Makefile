@@ -50,7 +50,7 @@ lint: install  ## style, types, and which module may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache  # its cache does not notice modules that came since
 
 # --- set it up
 
