@@ -6,12 +6,8 @@ import asyncio
 import contextlib
 import enum
 import inspect
-import logging
-import os
-import secrets
 import signal
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -24,15 +20,16 @@ from opentelemetry.trace import TracerProvider
 from redis.asyncio.retry import Retry as DriverRetry
 
 from . import config as options
-from . import driver, names
+from . import driver, journal
 from .backoff import Backoff
-from .config import BusConfig, Retry, Start, SubscriberConfig, TraceMode, check_stream, masked_url
+from .config import BusConfig, Retry, Start, TraceMode, check_stream, check_timeout, masked_url
 from .consumer import Consumer, Process
 from .envelope import Event, Receipt
-from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError, QuantumBusError
-from .handlers import Handler, inspect_handler
+from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
+from .from_thread import FromThread
 from .link import Link
 from .publisher import Publisher
+from .subscriptions import Subscriptions
 from .telemetry import Telemetry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,8 +37,6 @@ CallNext = Callable[[Any], Awaitable[Any]]
 Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 """``async def m(message_or_event, call_next)``: sees an :class:`Event` around each publish and a :class:`Message` (with
 ``batch`` a list of them) around each handler run; goes on with ``return await call_next(message_or_event)``."""
-
-log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -65,8 +60,8 @@ class EventBus:
 
         await bus.run()
 
-    Publishing needs no start. A bus belongs to the event loop it is first used in, and is used once: after ``stop`` make
-    a new one.
+    Publishing needs no start. A bus belongs to the event loop it is first used in, and is used once: after ``stop``
+    make a new one.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``; None reads ``QUANTUM_BUS_URL``.
@@ -133,7 +128,7 @@ class EventBus:
         for item in middleware:
             self.add_middleware(item)
         self._providers = (tracer_provider, meter_provider)
-        self._subscribers: list[tuple[SubscriberConfig, Handler]] = []
+        self._subscriptions = Subscriptions(self.config, threads=False)
         self._consumers: list[Consumer] = []
         self._state = _State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,7 +137,8 @@ class EventBus:
         self._telemetry: Telemetry | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._stop_requested: asyncio.Event | None = None
-        self._publishing: set[object] = set()
+        self._publishing = 0
+        self._published: asyncio.Event | None = None
 
     # --- what to do ------------------------------------------------------------------------------
 
@@ -192,36 +188,25 @@ class EventBus:
             ConfigurationError: an option or the signature cannot work, or this bus has a subscriber for the same stream
                 and group.
         """
-        if callable(stream):
-            raise ConfigurationError("name the stream: @bus.subscriber('orders')")
         if self._state is not _State.NEW:
             raise ConfigurationError("subscribe before the bus is started")
-        for name in (stream, *streams):
-            check_stream(name)
-        subscription = SubscriberConfig(
-            streams=tuple(self.config.prefix + name for name in (stream, *streams)),
-            group=self.config.service if group is None else group,
+        config = self._subscriptions.plan(
+            stream,
+            streams,
+            group=group,
             batch=batch,
             concurrency=concurrency,
             ack_wait=ack_wait,
             timeout=timeout,
-            retry=Retry() if retry is None else retry,
+            retry=retry,
             start=start,
             trace_mode=trace_mode,
         )
-        for other, handler in self._subscribers:
-            if other.group == subscription.group and (both := set(other.streams) & set(subscription.streams)):
-                raise ConfigurationError(
-                    f"{handler.name} handles {sorted(both)[0]!r} for group {other.group!r} in this bus already; give the "
-                    "second subscriber a group of its own, or raise the first one's concurrency"
-                )
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None
 
         def decorate(function: F) -> F:
-            local_names = dict(caller.f_locals) if caller is not None else {}
-            handler = inspect_handler(function, batch=subscription.batch > 1, local_names=local_names)
-            self._subscribers.append((subscription, handler))
+            self._subscriptions.add(config, function, dict(caller.f_locals) if caller is not None else {})
             return function
 
         return decorate
@@ -264,7 +249,7 @@ class EventBus:
             BusClosed: the bus was stopped.
         """
         check_stream(stream)
-        _check_timeout(timeout)
+        check_timeout(timeout)
         item = Event(
             payload,
             event=event,
@@ -294,18 +279,14 @@ class EventBus:
             BusClosed: the bus was stopped.
         """
         check_stream(stream)
-        _check_timeout(timeout)
+        check_timeout(timeout)
         name = self.config.prefix + stream
         events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         publisher = self._open()
-        token = object()
-        self._publishing.add(token)
-        try:
-            if not self._middleware:
+        if not self._middleware:
+            with self._counted():
                 return await publisher.publish_many(name, events, timeout=timeout)
-            results = await asyncio.gather(*(self._publish(item, timeout) for item in events), return_exceptions=True)
-        finally:
-            self._publishing.discard(token)
+        results = await asyncio.gather(*(self._publish(item, timeout) for item in events), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, PublishError):
                 raise result
@@ -317,15 +298,29 @@ class EventBus:
         async def innermost(item: Event) -> Receipt:
             return await publisher.publish(item, timeout=timeout)
 
-        token = object()
-        self._publishing.add(token)
-        try:
+        with self._counted():
             receipt = await self._wrap(innermost)(event)
-        finally:
-            self._publishing.discard(token)
         if not isinstance(receipt, Receipt):
             raise ConfigurationError("a middleware did not return the receipt; write return await call_next(event)")
         return receipt
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A publish under way, for :meth:`stop` to wait for."""
+        self._publishing += 1
+        try:
+            yield
+        finally:
+            self._publishing -= 1
+            if not self._publishing and self._published is not None:
+                self._published.set()
+
+    async def _publishes_done(self, deadline: float) -> None:
+        if self._publishing:
+            self._published = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._published.wait()
 
     def _wrap(self, innermost: Process) -> Process:
         """``innermost`` behind the middleware, the first one outermost."""
@@ -337,7 +332,7 @@ class EventBus:
     @property
     def from_thread(self) -> FromThread:
         """Publish from a ``def`` handler, or any other thread, through this bus; the calls block."""
-        return FromThread(self)
+        return FromThread(self.publish, self.publish_many, self._running_loop)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -368,11 +363,11 @@ class EventBus:
         assert telemetry is not None
         try:
             await self._reach(link)
-            if any(not handler.is_async for _, handler in self._subscribers):
-                workers = sum(config.concurrency for config, handler in self._subscribers if not handler.is_async)
+            if any(not handler.is_async for _, handler in self._subscriptions):
+                workers = sum(config.concurrency for config, handler in self._subscriptions if not handler.is_async)
                 self._threads = ThreadPoolExecutor(workers, thread_name_prefix="quantum_bus handler")
-            name = consumer_name(self.config.service)
-            for config, handler in self._subscribers:
+            name = driver.consumer_name(self.config.service)
+            for config, handler in self._subscriptions:
                 consumer = Consumer(
                     config,
                     handler,
@@ -387,14 +382,9 @@ class EventBus:
                 self._consumers.append(consumer)
                 await consumer.start()
         except BaseException:
-            for consumer in self._consumers:
-                await consumer.cancel()
             await self._close()
             raise
-        log.info(
-            "Bus of %s is started, %d subscribers", self.config.service, len(self._consumers),
-            extra={"event": names.EVENT_BUS_STARTED},
-        )  # fmt: skip
+        journal.started(self.config.service, len(self._consumers))
 
     async def _reach(self, link: Link) -> None:
         """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""
@@ -417,8 +407,8 @@ class EventBus:
         """Take no new messages, let running handlers end, and close.
 
         Args:
-            timeout: seconds that running handlers and publishes have. What is not done then is cancelled; its messages stay
-                pending in Redis.
+            timeout: seconds that running handlers and publishes have. What is not done then is cancelled; its messages
+                stay pending in Redis.
         """
         if self._state in (_State.CLOSED, _State.STOPPING):
             return
@@ -428,20 +418,16 @@ class EventBus:
         self._state = _State.STOPPING
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        log.info("Bus of %s is draining", self.config.service, extra={"event": names.EVENT_BUS_DRAINING})
+        journal.draining(self.config.service)
         try:
             await asyncio.gather(*(consumer.stop_reading() for consumer in self._consumers))
             left = await asyncio.gather(*(consumer.drain(deadline) for consumer in self._consumers))
-            while self._publishing and loop.time() < deadline:
-                await asyncio.sleep(0.005)
+            await self._publishes_done(deadline)
             if abandoned := sum(left):
-                log.warning(
-                    "%d messages were not done within %g s; they stay pending", abandoned, timeout,
-                    extra={"event": names.EVENT_BUS_ABANDONED, "messages": abandoned},
-                )  # fmt: skip
+                journal.abandoned(abandoned, timeout)
         finally:
             await self._close()
-        log.info("Bus of %s is stopped", self.config.service, extra={"event": names.EVENT_BUS_STOPPED})
+        journal.stopped(self.config.service)
 
     async def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
         """Start, handle messages until SIGTERM or SIGINT, then drain and stop. A second signal stops without draining.
@@ -475,6 +461,13 @@ class EventBus:
         """Have :meth:`run` drain and return, as a signal would. To be called in the bus's event loop."""
         if self._stop_requested is not None:
             self._stop_requested.set()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._state is _State.CLOSED:
+            raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
+        if self._loop is None:
+            raise ConfigurationError("start the bus before threads publish through it")
+        return self._loop
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -526,53 +519,8 @@ class EventBus:
             await self._client.aclose()
 
 
-class FromThread:
-    """``publish`` and ``publish_many`` for other threads: they block until the bus's event loop has done it.
-
-    The caller's flow goes along.
-    """
-
-    def __init__(self, bus: EventBus) -> None:
-        self._bus = bus
-
-    def publish(self, stream: str, payload: Any, **arguments: Any) -> Receipt:
-        """As :meth:`EventBus.publish`, blocking."""
-        return asyncio.run_coroutine_threadsafe(self._bus.publish(stream, payload, **arguments), self._loop()).result()
-
-    def publish_many(
-        self, stream: str, items: Sequence[Any], *, timeout: float = options.DEFAULT_PUBLISH_TIMEOUT
-    ) -> list[Receipt | PublishError]:
-        """As :meth:`EventBus.publish_many`, blocking."""
-        call = self._bus.publish_many(stream, items, timeout=timeout)
-        return asyncio.run_coroutine_threadsafe(call, self._loop()).result()
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        loop = self._bus._loop
-        if loop is None:
-            raise ConfigurationError("start the bus before threads publish through it")
-        if self._bus._state is _State.CLOSED:
-            raise BusClosed(f"the bus of {self._bus.config.service} is stopped; make a new EventBus")
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            return loop
-        if running is loop:
-            raise ConfigurationError("from_thread blocks the event loop it waits for; there, await bus.publish(…)")
-        return loop
-
-
-def consumer_name(service: str) -> str:
-    """A consumer's name: unique for each incarnation, so that what a dead one held is never taken for a living one's."""
-    return f"{service}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
 def _around(middleware: Middleware, inner: Process) -> Process:
     async def process(item: Any) -> Any:
         return await middleware(item, inner)
 
     return process
-
-
-def _check_timeout(timeout: float) -> None:
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout < float("inf"):
-        raise ConfigurationError(f"timeout={timeout!r}: give seconds, above 0")

@@ -280,6 +280,15 @@ class SubscriberConfig:
             raise ConfigurationError(f"trace_mode={self.trace_mode!r}: give 'continue' or 'link'")
 
 
+def check_timeout(timeout: float) -> None:
+    """Refuse what is no timeout.
+
+    Raises:
+        ConfigurationError: it is no finite number above 0.
+    """
+    _positive("timeout", timeout)
+
+
 def check_stream(stream: str) -> None:
     """Refuse what cannot be a stream's name.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import traceback
+from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -95,7 +96,8 @@ def after_error(
     if isinstance(error, Reject):
         return Bury(names.REASON_REJECTED, Failure.of(error))
     failure = Failure.of(error)
-    if isinstance(error, retry.give_up_on) or not isinstance(error, retry.retry_on):
+    retried = isinstance(error, (retry.retry_on, CancelledError))  # cancelled from within, not by the bus
+    if isinstance(error, retry.give_up_on) or not retried:
         return Bury(names.REASON_GAVE_UP, failure)
     if attempt >= retry.max_attempts:
         return Bury(names.REASON_MAX_ATTEMPTS, failure)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 from typing import Any, Final
 
 from redis.backoff import NoBackoff
@@ -47,6 +50,11 @@ def connection_options(config: BusConfig, retry: type[Any]) -> dict[str, Any]:
     }
 
 
+def consumer_name(service: str) -> str:
+    """A consumer's name: unique for each start, so that what a dead one held is never taken for a living one's."""
+    return f"{service}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
 def server_address(client: Any) -> tuple[str, int | None] | None:
     """Host and port that a client connects to, for spans; a Unix socket's path has no port."""
     options = client.connection_pool.connection_kwargs
@@ -64,6 +72,11 @@ def is_transient(error: RedisError) -> bool:
 def is_no_group(error: object) -> bool:
     """NOGROUP: the stream or its group is not there (any more)."""
     return isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
+
+
+def is_busy_group(error: object) -> bool:
+    """BUSYGROUP: the group is there already."""
+    return isinstance(error, ResponseError) and str(error).startswith("BUSYGROUP")
 
 
 def is_no_script(error: object) -> bool:
@@ -103,8 +116,8 @@ def group_error(error: RedisError, stream: str, group: str) -> QuantumBusError:
         )
     if isinstance(error, NoPermissionError):
         return ConfigurationError(
-            f"this Redis user may not make the group {group!r} on {stream!r}; grant it: ACL SETUSER … +xgroup ~{stream} "
-            f"({error})"
+            f"this Redis user may not make the group {group!r} on {stream!r}; grant it: ACL SETUSER … "
+            f"+xgroup ~{stream} ({error})"
         )
     return ConnectionLost(f"the group {group!r} on {stream!r} cannot be made now: {error}")
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from .envelope import Incoming
-from .errors import MessageAlreadySettled
+from .errors import ConfigurationError, MessageAlreadySettled
 from .propagation import format_traceparent
 
 
@@ -14,7 +14,7 @@ class Settlement(Protocol):
     """How a message reaches Redis again: asyncio's consumer awaits, the threads' blocks."""
 
     def ack(self, message: Message) -> Any: ...
-    def nack(self, message: Message, delay: float | None) -> Any: ...
+    def nack(self, message: Message) -> Any: ...
     def term(self, message: Message, reason: str) -> Any: ...
     def in_progress(self, message: Message) -> Any: ...
 
@@ -30,14 +30,16 @@ class Message:
         id: the stream entry's id.
         group: the consumer group it is handled for.
         attempt: handler runs of this group so far, this one included.
+        retry_delay: what ``nack`` was given.
     """
 
-    __slots__ = ("_incoming", "_settled", "_settlement", "attempt", "group")
+    __slots__ = ("_incoming", "_settled", "_settlement", "attempt", "group", "retry_delay")
 
     def __init__(self, incoming: Incoming, *, group: str, attempt: int, settlement: Settlement) -> None:
         self._incoming = incoming
         self._settlement = settlement
         self._settled: str | None = None
+        self.retry_delay: float | None = None
         self.group = group
         self.attempt = attempt
 
@@ -112,9 +114,14 @@ class Message:
         return format_traceparent(self._incoming.context)
 
     @property
-    def settled(self) -> bool:
-        """Whether ``ack``, ``nack`` or ``term`` has been called."""
-        return self._settled is not None
+    def settled(self) -> str | None:
+        """What settled it: ``"ack"``, ``"nack"``, ``"term"``, ``"return"`` when its handler has ended; else None."""
+        return self._settled
+
+    def close(self) -> None:
+        """Its handler has ended: what is not settled by hand is settled by that. Called by the bus."""
+        if self._settled is None:
+            self._settled = "return"
 
     def ack(self) -> Awaitable[None]:
         """Tell Redis that the message is handled; it is never given to this group again.
@@ -135,8 +142,11 @@ class Message:
         Raises:
             MessageAlreadySettled: it was settled before.
         """
+        if delay is not None and not 0 <= delay < float("inf"):
+            raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
         self._settle("nack")
-        return self._settlement.nack(self, delay)  # type: ignore[no-any-return]
+        self.retry_delay = delay
+        return self._settlement.nack(self)  # type: ignore[no-any-return]
 
     def term(self, reason: str) -> Awaitable[None]:
         """Move the message to the dead-letter stream with this reason.

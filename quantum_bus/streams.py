@@ -19,6 +19,7 @@ Argument = bytes | str | int | float
 Command = tuple[Argument, ...]
 
 FIRST_ENTRY: Final = "0"
+LAST_ENTRY: Final = "$"
 NEXT_ENTRY: Final = ">"
 
 
@@ -86,6 +87,12 @@ class Read:
 
     entries: Sequence[Entry]
     deleted: Sequence[tuple[str, str]]
+
+    @property
+    def last(self) -> str | None:
+        """The highest entry id of a read of one stream, to go on from; None where there was nothing."""
+        ids = [entry.id for entry in self.entries] + [entry_id for _, entry_id in self.deleted]
+        return max(ids, key=lambda entry_id: tuple(map(int, entry_id.split("-"))), default=None)
 
 
 NOTHING_READ: Final = Read((), ())

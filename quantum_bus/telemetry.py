@@ -112,6 +112,14 @@ class Telemetry:
             names.ATTR_GROUP: group,
         }
 
+    def retried(self, stream: str, group: str) -> None:
+        """Count a handler run that ended in another attempt."""
+        self.retries.add(1, self.process_attributes(stream, group))
+
+    def dead_lettered(self, stream: str, group: str, reason: str) -> None:
+        """Count a message that has reached the dead-letter stream; ``reason`` is one of ``names.REASON_*``."""
+        self.dead_letters.add(1, self.process_attributes(stream, group) | {names.ATTR_ERROR_TYPE: reason})
+
     def sending(self, outgoing: Outgoing) -> Sending:
         """The scope of one ``publish``."""
         return Sending(self, outgoing.stream, (outgoing,), many=False)

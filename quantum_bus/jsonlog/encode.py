@@ -7,9 +7,10 @@ from typing import Final
 
 import orjson
 
-from .. import names
+from quantum_bus import names
+
 from .escape import escaped
-from .plain import JSON, Limits, cut, plain_object, plain_text
+from .plain import JSON, Limits, plain_object, plain_text
 from .record import Record
 
 SHORTEST_LIMIT: Final = 4096
@@ -77,9 +78,7 @@ def _members(record: Record, clock: Clock, limits: Limits) -> dict[str, JSON]:
         names.LOG_LEVEL: plain_text(record.level, 64),
         names.LOG_SERVICE: plain_text(record.service, short),
         names.LOG_EVENT: plain_text(record.event, short),
-        names.LOG_CORRELATION_ID: (
-            None if record.correlation_id is None else plain_text(record.correlation_id, short)
-        ),
+        names.LOG_CORRELATION_ID: (None if record.correlation_id is None else plain_text(record.correlation_id, short)),
         names.LOG_MSG: plain_text(record.msg, text),
     }
     if record.trace is not None:

@@ -50,7 +50,8 @@ _PAIR: Final = re.compile(
 )
 _BEARER: Final = re.compile(r"\b(bearer\s{1,4})[\w.~+/=-]{6,}", re.IGNORECASE)
 _PRIVATE_KEY: Final = re.compile(
-    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:(?!-----BEGIN ).)*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:(?!-----BEGIN ).)*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
+    re.DOTALL,
 )
 
 # True wherever mask_text could change something; may be true without need.

@@ -1,8 +1,7 @@
 """From a log call to its line: one class for each way a record can be written, chosen once at set-up.
 
-:class:`JsonPipeline` has a fast path for the ordinary record (known names, plain values, nothing that looks
-like a secret), assembled from parts encoded before. Whatever is not ordinary, an error on the fast path
-included, is left to :class:`RecordPipeline`.
+This one can write every record, in every format; ``fastpath`` writes the ordinary ones in less time, ``forward``
+hands them to the standard library.
 """
 
 from __future__ import annotations
@@ -13,25 +12,17 @@ from collections.abc import Callable
 from time import time_ns
 from typing import Final, Protocol
 
-import orjson
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, SpanContext
 
-from .. import names
-from ..propagation import get_correlation_id, valid_correlation_id
+from quantum_bus.propagation import get_correlation_id
+
 from .encode import Clock
-from .escape import escaped
-from .logrecord import as_extra, fields_of
-from .masking import HINT
-from .plain import Limits, plain_object
-from .record import Context, Record, formatted, logger_context, read_call
+from .logrecord import fields_of
+from .record import Context, Record, logger_context, read_call
 from .safetext import text_of
 from .sinks import Sink
 
-# The texts of events and messages are few and constant, unless a caller puts values into them.
-_CACHED_TEXTS: Final = 1024
-_LONGEST_CACHED: Final = 256
-_FORWARDED: Final = Limits(text=4096, nodes=200)
+EVENT_LOG_RECORDS_DROPPED: Final = "LOG_RECORDS_DROPPED"
 
 Encode = Callable[[Record, Clock, int], bytes]
 
@@ -136,8 +127,8 @@ class RecordPipeline:
             fields = fields_of(record)
             fields["exc_info"] = record.exc_info
             fields["stack_info"] = record.stack_info
-            msg, args = _message(record)
-            self.emit(record.levelno, logger_context(record.name), msg, args, fields, _micros(record))
+            msg, args = message_in(record)
+            self.emit(record.levelno, logger_context(record.name), msg, args, fields, micros_of(record))
         except Exception:  # noqa: BLE001 - as above
             self._lost += 1
 
@@ -170,111 +161,24 @@ class RecordPipeline:
         return self._encode(record, self._clock, self._limit)
 
 
-class JsonPipeline:
-    """JSON lines, fast."""
+def _current_ids() -> tuple[str, str] | None:
+    try:
+        context = trace.get_current_span().get_span_context()
+        ids = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    except Exception:  # noqa: BLE001 - a foreign span; the record is worth more than its ids
+        return None
+    return ids if context.is_valid else None
 
-    __slots__ = (
-        "_clock", "_events", "_heads", "_limit", "_messages", "_second", "_slow", "_span", "_write", "service", "threshold",
-    )  # fmt: skip
 
-    def __init__(self, slow: RecordPipeline, service: str, sink: Sink, limit: int) -> None:
-        self.threshold = slow.threshold
-        self.service = service
-        self._slow = slow
-        self._write = sink.write
-        self._limit = limit
-        self._clock = Clock()
-        # Each of these is read and replaced as a whole, or only grows: right in every thread.
-        self._second = (0, b"")
-        self._span: tuple[SpanContext | None, bytes] = (None, b"")
-        self._heads: dict[str | None, dict[int, bytes]] = {}
-        self._events: dict[object, bytes] = {}
-        self._messages: dict[object, bytes] = {}
+def micros_of(record: logging.LogRecord) -> int:
+    return round(record.created * 1_000_000)
 
-    @property
-    def dropped(self) -> int:
-        """Records lost since the pipeline was made."""
-        return self._slow.dropped
 
-    def emit(
-        self,
-        level: int,
-        context: Context,
-        msg: object,
-        args: tuple[object, ...],
-        fields: dict[str, object],
-        micros: int = 0,
-    ) -> None:
-        """Write one record."""
-        event: object = context.event
-        correlation_id: object = context.correlation_id
-        try:
-            if fields:
-                event = fields.pop("event", event)
-                correlation_id = fields.pop("correlation_id", correlation_id)
-            line = self._line(level, context, msg, args, fields, micros, event, correlation_id)
-        except Exception:  # noqa: BLE001 - what orjson or a foreign __eq__ refuses is not ordinary
-            line = None
-        if line is not None:
-            self._write(line)
-            return
-        fields["event"] = event
-        fields["correlation_id"] = correlation_id
-        self._slow.emit(level, context, msg, args, fields, micros)
-
-    def _line(
-        self,
-        level: int,
-        context: Context,
-        msg: object,
-        args: tuple[object, ...],
-        fields: dict[str, object],
-        micros: int,
-        event: object,
-        correlation_id: object,
-    ) -> bytes | None:
-        """The record's line; None where it is not ordinary."""
-        comma, rest = b"", b"}"
-        if fields:
-            if not context.ordinary.issuperset(fields) and not context.learn(fields):
-                return None
-            comma, rest = b",", orjson.dumps(fields)[1:]
-            if not _ordinary(rest.decode(), values=True):
-                return None
-
-        if args:
-            message = _text_part(formatted(msg, args))
-        else:
-            message = self._messages.get(msg) or self._learn_message(msg)
-        if message is None:
-            return None
-
-        if correlation_id is None:
-            flow = orjson.dumps(get_correlation_id())
-        elif valid_correlation_id(correlation_id):
-            flow = orjson.dumps(correlation_id)
-        else:
-            return None
-
-        span = trace.get_current_span()
-        start, second = self._second
-        since = (micros or time_ns() // 1000) - start
-        if not 0 <= since < 1_000_000:
-            start, second = self._turn(start + since)
-            since = (micros or time_ns() // 1000) - start
-        line = b"".join(
-            (
-                second,
-                b"%06d" % since,
-                self._heads[context.service][level],
-                self._events[event],
-                flow,
-                message,
-                b"" if span is INVALID_SPAN else self._span_part(span.get_span_context()),
-                context.members,
-                comma,
-                rest,
-                b"\n",
-            )
-        )
-        return line if len(line) <= self._limit else None
+def message_in(record: logging.LogRecord) -> tuple[object, tuple[object, ...]]:
+    """What the record says: its finished text, or message and arguments where these do not match."""
+    if not record.args and type(record) is logging.LogRecord:
+        return record.msg, ()
+    try:
+        return record.getMessage(), ()
+    except Exception:  # noqa: BLE001 - wrong arguments
+        return record.msg, record.args if isinstance(record.args, tuple) else (record.args,)

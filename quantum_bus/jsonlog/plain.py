@@ -7,13 +7,13 @@ times in ISO 8601, Decimal and UUID as their text, sets as lists, dataclasses an
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -139,7 +139,7 @@ class _Walk:
             result["..."] = f"{total - len(result)} more"
         return result
 
-    def _sequence(self, content: Iterable[object], depth: int) -> list[JSON]:
+    def _sequence(self, content: Collection[object], depth: int) -> list[JSON]:
         items = list(islice(content, max(0, self._left) + 1))
         result: list[JSON] = []
         for item in items:
@@ -147,8 +147,7 @@ class _Walk:
                 break
             result.append(self.value(item, depth))
         if len(result) < len(items):
-            total = len(content) if hasattr(content, "__len__") else None
-            result.append("... more" if total is None else f"... {total - len(result)} more")
+            result.append(f"... {len(content) - len(result)} more")
         return result
 
     def _octets(self, value: bytes | bytearray | memoryview) -> str:
@@ -172,7 +171,7 @@ def _scalar(value: object) -> str | int | float | None:
     if isinstance(value, float):
         number = float.__add__(value, 0.0)
         return number if math.isfinite(number) else repr(number)
-    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, (decimal.Decimal, uuid.UUID)):
         return str(value)
@@ -187,7 +186,7 @@ def _integer(number: int) -> int | str:
     return repr(number) if number.bit_length() <= _MAX_PRINTED_BITS else f"<int of {number.bit_length()} bits>"
 
 
-def _content(value: object, room: int) -> Mapping[object, object] | Iterable[object] | None:
+def _content(value: object, room: int) -> Mapping[object, object] | Collection[object] | None:
     """What a container holds; None for what is no container, or too big a one of a foreign kind."""
     if isinstance(value, type):
         return None

@@ -9,7 +9,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Final
 
-from .. import names
+from quantum_bus import names
+
 from .escape import encode_members
 from .masking import MaskedException, is_secret_name, mask_exception, mask_text
 from .plain import Limits, plain_object
@@ -93,6 +94,12 @@ def _ordinary_names(bound: frozenset[str]) -> set[str]:  # noqa: ARG001 - the ca
     return set()
 
 
+@lru_cache(maxsize=1024)
+def logger_context(name: str) -> Context:
+    """What records of a standard library's logger carry: its name."""
+    return Context().bind({"logger": name})
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One log record, before it is written in either format.
@@ -129,9 +136,7 @@ class Call:
     stack: str
 
 
-def read_call(
-    context: Context, msg: object, args: tuple[object, ...], fields: Mapping[str, object]
-) -> Call:
+def read_call(context: Context, msg: object, args: tuple[object, ...], fields: Mapping[str, object]) -> Call:
     """Take a call apart: what is bound, then ``extra``, then the keywords; a later one replaces an earlier one."""
     text, unmatched = message_of(msg, args)
     extra = fields.get("extra")
@@ -153,15 +158,18 @@ def read_call(
 
 def message_of(msg: object, args: tuple[object, ...]) -> tuple[str, list[str]]:
     """The text of a message with its ``%`` arguments, and those arguments where they do not match it."""
-    text = text_of(msg)
-    if not args:
-        return mask_text(text), []
-    # As in logging.LogRecord: one mapping is for %(name)s.
-    values: object = args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
     try:
-        return mask_text(text % values), []
+        return mask_text(formatted(msg, args)), []
     except Exception:  # noqa: BLE001 - a wrong format is the caller's mistake, and no reason to lose the record
-        return mask_text(text), [mask_text(repr_of(value)) for value in args]
+        return mask_text(text_of(msg)), [mask_text(repr_of(value)) for value in args]
+
+
+def formatted(msg: object, args: tuple[object, ...]) -> str:
+    """``msg % args``, as in ``logging.LogRecord``: one mapping alone is for ``%(name)s``."""
+    text = text_of(msg)
+    if len(args) == 1 and isinstance(args[0], Mapping) and args[0]:
+        return text % args[0]
+    return text % args if args else text
 
 
 def unreserved(fields: Mapping[str, object]) -> dict[str, object]:

@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from .files import RotatingFile
 
@@ -267,7 +267,7 @@ class StreamSink:
     def __init__(self, stream: IO[str] | IO[bytes]) -> None:
         self.notice: Notice = no_notice
         self._lock = threading.RLock()
-        self._stream = stream
+        self._stream: IO[Any] = stream
         self._text = not isinstance(stream, (io.RawIOBase, io.BufferedIOBase))
         self._busy = False
         self._dropped = 0
@@ -317,11 +317,11 @@ class StreamSink:
         if self._text:
             text = line.decode()
             try:
-                self._stream.write(text)  # type: ignore[arg-type]  # a text stream
+                self._stream.write(text)
             except UnicodeEncodeError:
-                self._stream.write(_ascii(text))  # type: ignore[arg-type]  # a text stream
+                self._stream.write(_ascii(text))
         else:
-            self._stream.write(line)  # type: ignore[arg-type]  # a stream of bytes
+            self._stream.write(line)
         self._stream.flush()
 
 

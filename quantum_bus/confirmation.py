@@ -1,0 +1,107 @@
+"""Commands until Redis has confirmed each: what to write next, and what is still missing. Pure state.
+
+A reply lost with its connection leaves open whether the command was carried out; it is written again, under the same
+message id. A refusal stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis.exceptions import RedisError
+
+from . import driver, streams
+from .backoff import Backoff
+from .config import BusConfig
+from .envelope import Outgoing, Receipt, encode
+from .errors import ConnectionLost, PublishError, PublishTimeout
+from .streams import Command
+from .telemetry import Sending
+
+# Entries written by one request: what comes after waits its turn like any other request.
+CHUNK: Final = 500
+
+
+class Confirmation:
+    """The XADDs of one ``publish`` or ``publish_many``.
+
+    Write :meth:`commands`, tell :meth:`answered` or :meth:`lost`, pause as they say, until there are no commands;
+    :meth:`results` may be asked at any time, and counts what is missing as timed out.
+    """
+
+    def __init__(self, outgoing: Sequence[Outgoing], sending: Sending, config: BusConfig) -> None:
+        self._outgoing = outgoing
+        self._sending = sending
+        self._commands = [_command(item, sending, config.service) for item in outgoing]
+        self._replies: list[Any] = [None] * len(outgoing)
+        self._missing = list(range(len(outgoing)))
+        self._backoff = Backoff(config.backoff_initial, config.backoff_maximum)
+        self._last: object = "no reply came"
+
+    def commands(self) -> Sequence[Command]:
+        """What is to be written now; nothing when everything is answered."""
+        return [self._commands[index] for index in self._missing[:CHUNK]]
+
+    def answered(self, replies: Sequence[Any]) -> float:
+        """The replies to :meth:`commands`; returns the seconds to pause before the rest."""
+        again = []
+        for index, reply in zip(self._missing[:CHUNK], replies, strict=True):
+            if _is_open(reply):
+                self._last = reply
+                again.append(index)
+            else:
+                self._replies[index] = reply
+        self._missing[:CHUNK] = again
+        return self._backoff.next() if again else 0.0
+
+    def lost(self, error: ConnectionLost) -> float:
+        """Redis did not answer; returns the seconds to pause."""
+        self._last = error
+        return self._backoff.next()
+
+    def results(self) -> list[Receipt | PublishError]:
+        """One for each item, in order."""
+        results: list[Receipt | PublishError] = []
+        for outgoing, reply in zip(self._outgoing, self._replies, strict=True):
+            if isinstance(reply, bytes):
+                correlation_id = self._sending.correlation_id(outgoing)
+                results.append(Receipt(reply.decode(), outgoing.message_id, correlation_id, outgoing.stream))
+                continue
+            error: PublishError
+            cause = reply
+            if reply is None:
+                cause = self._last
+                error = PublishTimeout(
+                    f"Redis did not confirm message {outgoing.message_id} for {outgoing.stream!r} in time; it may be "
+                    f"stored: publish it again under the same message_id ({cause})"
+                )
+            else:
+                error = driver.publish_error(reply, outgoing.stream)
+            error.__cause__ = cause if isinstance(cause, BaseException) else None
+            results.append(error)
+        self._sending.failed = sum(isinstance(result, PublishError) for result in results)
+        return results
+
+    def result(self) -> Receipt:
+        """The only item's receipt, or its error, raised."""
+        (result,) = self.results()
+        if isinstance(result, PublishError):
+            raise result
+        self._sending.sent(result.id)
+        return result
+
+
+def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
+    fields = encode(
+        outgoing,
+        correlation_id=sending.correlation_id(outgoing),
+        context=sending.context,
+        baggage=sending.baggage,
+        service=service,
+    )
+    return streams.add(outgoing.stream, fields)
+
+
+def _is_open(reply: Any) -> bool:
+    return isinstance(reply, ConnectionLost) or (isinstance(reply, RedisError) and driver.is_transient(reply))

@@ -1,0 +1,250 @@
+"""The fast path: ordinary records as JSON lines, assembled from parts that were encoded before.
+
+Ordinary is a record with known names, plain values, no exception, and nothing that looks like a secret. Whatever else
+comes, an error in here included, is left to :class:`RecordPipeline`.
+"""
+
+from __future__ import annotations
+
+import logging
+from math import isfinite
+from time import time_ns
+from typing import Final
+
+import orjson
+from opentelemetry import trace
+from opentelemetry.context import Context as OtelContext
+from opentelemetry.context import get_current as _current_context
+
+from quantum_bus import names
+from quantum_bus.propagation import get_correlation_id, valid_correlation_id
+
+from .encode import Clock
+from .escape import escaped
+from .logrecord import fields_of
+from .masking import HINT
+from .pipeline import RecordPipeline, level_name, message_in, micros_of
+from .plain import plain_text
+from .record import Context, formatted, logger_context
+from .sinks import Sink
+
+# The texts of events and messages are few and constant, unless a caller puts values into them.
+_CACHED_TEXTS: Final = 1024
+_LONGEST_CACHED: Final = 256
+
+_dumps = orjson.dumps
+_APPEND_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
+_HINT = HINT.search
+
+
+class JsonPipeline:
+    """JSON lines, fast."""
+
+    __slots__ = (
+        "_clock", "_events", "_heads", "_limit", "_messages", "_second", "_slow", "_span", "_write", "service",
+        "threshold",
+    )  # fmt: skip
+
+    def __init__(self, slow: RecordPipeline, service: str, sink: Sink, limit: int) -> None:
+        self.threshold = slow.threshold
+        self.service = service
+        self._slow = slow
+        self._write = sink.write
+        self._limit = limit
+        self._clock = Clock()
+        # Each of these is read and replaced as a whole, or only grows: right in every thread.
+        self._second = (0, b"")
+        self._span: tuple[OtelContext | None, bytes] = (None, b"")
+        self._heads: dict[str | None, dict[int, bytes]] = {}
+        self._events: dict[object, bytes] = {}
+        self._messages: dict[object, bytes] = {}
+
+    @property
+    def dropped(self) -> int:
+        """Records lost since the pipeline was made."""
+        return self._slow.dropped
+
+    def emit(
+        self,
+        level: int,
+        context: Context,
+        msg: object,
+        args: tuple[object, ...],
+        fields: dict[str, object],
+        micros: int = 0,
+    ) -> None:
+        """Write one record."""
+        event: object = context.event
+        correlation_id: object = context.correlation_id
+        try:
+            comma, rest, ordinary = b"", b"}\n", True
+            if fields:
+                event = fields.pop("event", event)
+                correlation_id = fields.pop("correlation_id", correlation_id)
+            if fields:
+                ordinary = context.ordinary.issuperset(fields) or context.learn(fields)
+                comma, rest = b",", _dumps(fields, None, _APPEND_NEWLINE)[1:]
+                text = rest.decode()
+                # As _harmless, inline; a brace opens an object inside, with names of its own.
+                if (
+                    (not text.isascii() and not text[:-1].isprintable())
+                    or "\x7f" in text
+                    or "{" in text
+                    or (("=" in text or "@" in text or "\\" in text or " " in text) and _HINT(text) is not None)
+                    or ("null" in text and not _nulls_are_none(fields))
+                ):
+                    ordinary = False
+
+            if args:
+                message = _text_part(formatted(msg, args))
+            else:
+                message = self._messages.get(msg) or self._learn_message(msg)
+
+            if correlation_id is None:
+                correlation_id = get_correlation_id()
+            elif not valid_correlation_id(correlation_id):
+                ordinary = False
+
+            current = _current_context()
+            within, span = self._span
+            if current is not within:
+                span = self._enter(current)
+
+            now = micros or time_ns() // 1000
+            start, second = self._second
+            if not 0 <= now - start < 1_000_000:
+                start, second = self._turn(now)
+
+            if ordinary and message is not None:
+                line = b"".join(
+                    (
+                        second,
+                        b"%06d" % (now - start),
+                        self._heads[context.service][level],
+                        self._events[event],
+                        _dumps(correlation_id),
+                        message,
+                        span,
+                        context.members,
+                        comma,
+                        rest,
+                    )
+                )
+                if len(line) <= self._limit:
+                    self._write(line)
+                    return
+        except Exception:  # noqa: BLE001, S110 - what orjson or a foreign __eq__ refuses is not ordinary
+            pass
+        fields["event"] = event
+        fields["correlation_id"] = correlation_id
+        self._learn(level, context, event)
+        self._slow.emit(level, context, msg, args, fields, micros)
+
+    def emit_stdlib(self, record: logging.LogRecord) -> None:
+        """Write one record of the standard library."""
+        try:
+            if not record.exc_info and not record.stack_info:
+                msg, args = message_in(record)
+                context = logger_context(record.name)
+                self.emit(record.levelno, context, msg, args, fields_of(record), micros_of(record))
+                return
+        except Exception:  # noqa: BLE001 - a record with a hostile attribute
+            self._slow.emit_stdlib(record)
+            return
+        self._slow.emit_stdlib(record)
+
+    def flush(self) -> None:
+        """There is no buffer to empty; tells of dropped lines."""
+        self._slow.flush()
+
+    def close(self) -> None:
+        """Close what the sink has opened."""
+        self._slow.close()
+
+    def release(self) -> None:
+        """Let a successor open the same file."""
+        self._slow.release()
+
+    def after_fork(self) -> None:
+        """Called in the child of a fork."""
+        self._slow.after_fork()
+
+    def _turn(self, now: int) -> tuple[int, bytes]:
+        """Begin another second."""
+        text = self._clock.stamp(now)[:-7]
+        self._second = now // 1_000_000 * 1_000_000, b'{"%b":"%b' % (names.LOG_TS.encode(), text)
+        return self._second
+
+    def _enter(self, current: OtelContext) -> bytes:
+        """Note another OpenTelemetry context; contexts are immutable, so that one object stands for one span."""
+        ids = trace.get_current_span(current).get_span_context()
+        part = b""
+        if ids.is_valid:
+            part = b',"%b":"%032x","%b":"%016x"' % (
+                names.LOG_TRACE_ID.encode(),
+                ids.trace_id,
+                names.LOG_SPAN_ID.encode(),
+                ids.span_id,
+            )
+        self._span = current, part
+        return part
+
+    def _learn(self, level: int, context: Context, event: object) -> None:
+        """Prepare the parts that the next record of this level, service and event will need."""
+        try:
+            heads = self._heads.setdefault(context.service, {})
+            if level not in heads and len(heads) < _CACHED_TEXTS:
+                heads[level] = b'Z","%b":%b,"%b":%b,"%b":' % (
+                    names.LOG_LEVEL.encode(),
+                    _encoded(level_name(level)),
+                    names.LOG_SERVICE.encode(),
+                    _encoded(context.service or self.service),
+                    names.LOG_EVENT.encode(),
+                )
+            if type(event) is str and 0 < len(event) <= _LONGEST_CACHED and event not in self._events:
+                encoded = _dumps(event)
+                if _harmless(encoded.decode()):
+                    _keep(self._events, event, b'%b,"%b":' % (encoded, names.LOG_CORRELATION_ID.encode()))
+        except Exception:  # noqa: BLE001, S110 - nothing learned: the slow path writes such records, too
+            pass
+
+    def _learn_message(self, msg: object) -> bytes | None:
+        if type(msg) is not str:
+            return None
+        part = _text_part(msg)
+        if part is not None and len(msg) <= _LONGEST_CACHED:
+            _keep(self._messages, msg, part)
+        return part
+
+
+def _harmless(text: str) -> bool:
+    """Whether encoded JSON needs neither escaping nor masking; in doubt not."""
+    if "\x7f" in text or not (text.isascii() or text.isprintable()):
+        return False
+    # Every secret that mask_text finds by its form has one of these by it.
+    if "=" in text or "@" in text or "\\" in text or ":" in text or " " in text:
+        return HINT.search(text) is None
+    return True
+
+
+def _nulls_are_none(fields: dict[str, object]) -> bool:
+    """Whether no ``null`` can stand for a NaN or an infinity."""
+    return all(
+        value is None or type(value) in (str, int, bool) or (type(value) is float and isfinite(value))
+        for value in fields.values()
+    )
+
+
+def _text_part(text: str) -> bytes | None:
+    encoded = _dumps(text)
+    return b',"%b":%b' % (names.LOG_MSG.encode(), encoded) if _harmless(encoded.decode()) else None
+
+
+def _encoded(text: str) -> bytes:
+    return escaped(_dumps(plain_text(text, _LONGEST_CACHED)))
+
+
+def _keep(cache: dict[object, bytes], text: str, part: bytes) -> None:
+    if len(cache) >= _CACHED_TEXTS:
+        cache.clear()
+    cache[text] = part

@@ -1,0 +1,100 @@
+"""One run of a handler, and the way of an entry to it. Pure: the same for asyncio and for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from opentelemetry.trace import SpanContext
+
+from . import delivery, names
+from .config import SubscriberConfig
+from .delivery import Again, Bury, Failure, Outcome
+from .envelope import Entry, decode
+from .handlers import Handler
+from .inbox import Held
+from .message import Message, Settlement
+from .telemetry import Handling, Telemetry
+
+
+def admit(entry: Entry, handler: Handler, *, sampled: bool) -> tuple[Held, Bury | None]:
+    """Decode an entry and fit it to the handler; or say why it can never reach it."""
+    held = Held(decode(entry, sampled=sampled))
+    bury = delivery.before_run(held.incoming)
+    if bury is None:
+        try:
+            held.payload = handler.convert(held.incoming)
+        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+            bury = delivery.misfit(error)
+    return held, bury
+
+
+class Run:
+    """A handler run: of one message, or with ``batch`` of several.
+
+    Attributes:
+        held: what it handles.
+        messages: the same, as the handler sees it.
+        subject: what middleware sees: the message, or the list of them.
+        arguments: what the handler is called with.
+    """
+
+    __slots__ = ("_config", "_handler", "arguments", "held", "messages", "subject")
+
+    def __init__(
+        self, held: Sequence[Held], handler: Handler, config: SubscriberConfig, settlement: Settlement
+    ) -> None:
+        for item in held:
+            item.attempt += 1
+        self._config = config
+        self._handler = handler
+        self.held = held
+        self.messages = [
+            Message(item.incoming, group=config.group, attempt=item.attempt, settlement=settlement) for item in held
+        ]
+        self.subject: Any = self.messages if handler.batch else self.messages[0]
+        self.arguments = handler.arguments(self.messages, [item.payload for item in held])
+
+    def handling(self, telemetry: Telemetry, consumer: str) -> Handling:
+        """The run's telemetry scope."""
+        return Handling(
+            telemetry,
+            [item.incoming for item in self.held],
+            group=self._config.group,
+            consumer=consumer,
+            batch=self._handler.batch,
+            mode=self._config.trace_mode,
+            attempt=self.held[0].attempt,
+            previous=[item.last_span for item in self.held if item.last_span is not None],
+        )
+
+    def end(self, error: BaseException | None, span: SpanContext) -> Sequence[tuple[Held, Outcome | None]]:
+        """The run is over: what becomes of each message; None for one that was acked or terminated by hand.
+
+        Args:
+            error: what the handler raised, if it did.
+            span: of this run, for the next attempt to link to.
+        """
+        outcomes = []
+        retry = self._config.retry
+        for held, message in zip(self.held, self.messages, strict=True):
+            held.last_span = span
+            outcome: Outcome | None = None
+            if message.settled == "nack":
+                outcome = delivery.after_nack(message.retry_delay, attempt=held.attempt, retry=retry)
+            elif message.settled is None:
+                outcome = (
+                    delivery.ACK if error is None else delivery.after_error(error, attempt=held.attempt, retry=retry)
+                )
+            message.close()
+            outcomes.append((held, outcome))
+        return outcomes
+
+
+def summary(outcomes: Sequence[tuple[Held, Outcome | None]]) -> tuple[str, Failure | None]:
+    """The worst of a run's outcomes, for its span: one of ``names.OUTCOME_*``, and what was wrong."""
+    for kind, name in ((Bury, names.OUTCOME_DEAD_LETTER), (Again, names.OUTCOME_RETRY)):
+        for _, outcome in outcomes:
+            if isinstance(outcome, (Bury, Again)) and isinstance(outcome, kind):
+                return name, outcome.failure
+    return names.OUTCOME_ACK, None
