@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import inspect
-import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import redis.asyncio as redis
@@ -22,7 +20,7 @@ from redis.asyncio.retry import Retry as DriverRetry
 from . import config as options
 from . import driver, journal
 from .backoff import Backoff
-from .config import BusConfig, Retry, Start, TraceMode, check_stream, check_timeout, masked_url
+from .config import STOP_SIGNALS, BusConfig, Retry, Start, State, TraceMode, check_stream, check_timeout, masked_url
 from .consumer import Consumer, Process
 from .envelope import Event, Receipt
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
@@ -37,15 +35,6 @@ CallNext = Callable[[Any], Awaitable[Any]]
 Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 """``async def m(message_or_event, call_next)``: sees an :class:`Event` around each publish and a :class:`Message` (with
 ``batch`` a list of them) around each handler run; goes on with ``return await call_next(message_or_event)``."""
-
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-class _State(enum.Enum):
-    NEW = "new"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    CLOSED = "closed"
 
 
 class EventBus:
@@ -130,7 +119,7 @@ class EventBus:
         self._providers = (tracer_provider, meter_provider)
         self._subscriptions = Subscriptions(self.config, threads=False)
         self._consumers: list[Consumer] = []
-        self._state = _State.NEW
+        self._state = State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
         self._publisher: Publisher | None = None
@@ -188,7 +177,7 @@ class EventBus:
             ConfigurationError: an option or the signature cannot work, or this bus has a subscriber for the same stream
                 and group.
         """
-        if self._state is not _State.NEW:
+        if self._state is not State.NEW:
             raise ConfigurationError("subscribe before the bus is started")
         config = self._subscriptions.plan(
             stream,
@@ -354,9 +343,9 @@ class EventBus:
             BusClosed: the bus was stopped.
         """
         self._open()
-        if self._state is _State.RUNNING:
+        if self._state is State.RUNNING:
             return
-        self._state = _State.RUNNING
+        self._state = State.RUNNING
         link = self._link
         telemetry = self._telemetry
         assert link is not None
@@ -410,12 +399,12 @@ class EventBus:
             timeout: seconds that running handlers and publishes have. What is not done then is cancelled; its messages
                 stay pending in Redis.
         """
-        if self._state in (_State.CLOSED, _State.STOPPING):
+        if self._state in (State.CLOSED, State.STOPPING):
             return
         if self._link is None:
-            self._state = _State.CLOSED
+            self._state = State.CLOSED
             return
-        self._state = _State.STOPPING
+        self._state = State.STOPPING
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         journal.draining(self.config.service)
@@ -439,9 +428,12 @@ class EventBus:
         requested = self._stop_requested = asyncio.Event()
         task = asyncio.current_task()
         assert task is not None
+        hurried = False
 
         def on_signal() -> None:
-            if requested.is_set():
+            nonlocal hurried
+            if requested.is_set() and not hurried:
+                hurried = True
                 task.cancel()
             requested.set()
 
@@ -454,8 +446,11 @@ class EventBus:
                 await requested.wait()
                 await self.stop(stop_timeout)
             except asyncio.CancelledError:
+                if not hurried:
+                    raise
+                task.uncancel()
+            finally:
                 await self.stop(0.0)
-                raise
 
     def request_stop(self) -> None:
         """Have :meth:`run` drain and return, as a signal would. To be called in the bus's event loop."""
@@ -463,7 +458,7 @@ class EventBus:
             self._stop_requested.set()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._state is _State.CLOSED:
+        if self._state is State.CLOSED:
             raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
         if self._loop is None:
             raise ConfigurationError("start the bus before threads publish through it")
@@ -473,13 +468,13 @@ class EventBus:
 
     def _open(self) -> Publisher:
         """The publisher; made on first use, because connections belong to the running loop."""
-        if self._publisher is not None and self._state in (_State.NEW, _State.RUNNING, _State.STOPPING):
+        if self._publisher is not None and self._state in (State.NEW, State.RUNNING, State.STOPPING):
             if self._loop is not asyncio.get_running_loop():
                 raise ConfigurationError(
                     "this bus belongs to another event loop; make one for each loop, or use bus.from_thread in threads"
                 )
             return self._publisher
-        if self._state is not _State.NEW:
+        if self._state is not State.NEW:
             raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
         self._loop = asyncio.get_running_loop()
         if self._client is None:
@@ -508,7 +503,7 @@ class EventBus:
         return Link(self._client.connection_pool, timeout=self.config.reply_timeout, where=where)
 
     async def _close(self) -> None:
-        self._state = _State.CLOSED
+        self._state = State.CLOSED
         for consumer in self._consumers:
             await consumer.close()
         if self._link is not None:

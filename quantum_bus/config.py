@@ -6,8 +6,10 @@ Durations are seconds.
 
 from __future__ import annotations
 
+import enum
 import os
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -28,6 +30,18 @@ DEFAULT_PUBLISH_TIMEOUT: Final = 5.0
 DEFAULT_STOP_TIMEOUT: Final = 30.0
 DEFAULT_BACKOFF_INITIAL: Final = 0.05
 DEFAULT_BACKOFF_MAXIMUM: Final = 2.0
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class State(enum.Enum):
+    """Where a bus is in its life; it goes one way only."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
 
 TraceMode = Literal["continue", "link"]
 Start = Literal["beginning", "new"]
@@ -61,8 +75,8 @@ def masked_url(url: str) -> str:
 
     A password that lacks its percent-encoding (``/``, ``?``, ``#``, ``@``) is not shown as what it looks like: up to
     the last ``@`` all is user and password, and where that stands behind a ``?`` or ``#``, nothing is shown. Hidden
-    as well: a user alone, often a password without its colon; what stands in a port's place and is none; a query
-    from its first secret on; a fragment.
+    as well: a user alone, often a password without its colon; all from what stands in a port's place and is none; a
+    query from its first secret on; a fragment.
     """
     scheme, slashes, rest = url.partition("://")
     if not slashes:
@@ -75,10 +89,12 @@ def masked_url(url: str) -> str:
     rest, fragment_mark, _ = rest.partition("#")
     address, query_mark, query = rest.partition("?")
     host, slash, path = address.partition("/")
-    name, port_mark, port = host.rpartition(":")
-    if port_mark and not (name and port.isdecimal()) and not host.endswith("]"):
-        host = f"{name}:***"
     masked = f"{scheme}{slashes}{shown_user}***@" if at else scheme + slashes
+    bracketed, bracket, after = host.rpartition("]") if host.startswith("[") else ("", "", host)
+    name, port_mark, port = after.partition(":")
+    name = bracketed + bracket + name
+    if port_mark and not (name and port.isdecimal()):
+        return f"{masked}{name}:***"
     return f"{masked}{host}{slash}{path}{query_mark}{_masked_query(query)}{fragment_mark and '#***'}"
 
 

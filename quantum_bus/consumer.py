@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any, Final
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -20,7 +20,7 @@ from .backoff import Backoff
 from .config import BusConfig, SubscriberConfig
 from .delivery import Ack, Again, Bury, Outcome
 from .envelope import Entry, decode, timestamp
-from .errors import ConfigurationError, ConnectionLost, LeaseLost, QuantumBusError
+from .errors import ConfigurationError, ConnectionLost, QuantumBusError
 from .handlers import Handler
 from .inbox import Held, Inbox
 from .link import Link
@@ -31,11 +31,6 @@ from .telemetry import Telemetry
 
 Process = Callable[[Any], Awaitable[Any]]
 """A handler behind its middleware: takes a message, or a list of them, and runs."""
-
-# Entries of one page while recovering what a lost reply left with this consumer.
-RECOVERY_PAGE: Final = 100
-# A blocking read may take this much longer than it blocks before its connection counts as dead, seconds.
-BLOCK_MARGIN: Final = 5.0
 
 
 class Consumer:
@@ -162,7 +157,7 @@ class Consumer:
                     await self._room.wait()
                     continue
                 command = streams.read_new(config.group, self.name, config.streams, count=room, block_ms=block_ms)
-                reply = await self._reader.execute_one(command, timeout=self._bus.block + BLOCK_MARGIN)
+                reply = await self._reader.execute_one(command, timeout=self._bus.block + streams.BLOCK_MARGIN)
                 if isinstance(reply, ConnectionLost):
                     raise reply
                 if isinstance(reply, RedisError):
@@ -212,7 +207,7 @@ class Consumer:
         for stream in self.config.streams:
             after = streams.FIRST_ENTRY
             while not self._stopping.is_set():
-                command = streams.read_own(self.config.group, self.name, stream, count=RECOVERY_PAGE, after=after)
+                command = streams.read_own(self.config.group, self.name, stream, after=after)
                 reply = await self._commands.execute_one(command)
                 if isinstance(reply, ConnectionLost):
                     raise reply
@@ -371,7 +366,7 @@ class Consumer:
         else:
             self._bury(held, bury, settled)
         if await future == LOST:
-            raise lease_lost(held)
+            raise held.lease_lost()
 
     async def keep_by_hand(self, held: Held) -> None:
         """Renew the lease.
@@ -386,7 +381,7 @@ class Consumer:
         if isinstance(reply, BaseException):
             raise ConnectionLost(f"the lease of message {incoming.id} could not be renewed: {reply}") from reply
         if not reply:
-            raise lease_lost(held)
+            raise held.lease_lost()
 
 
 class ByHand:
@@ -430,10 +425,3 @@ async def _wait(event: asyncio.Event, seconds: float | None) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-def lease_lost(held: Held) -> LeaseLost:
-    """The error of a message that another consumer owns."""
-    return LeaseLost(
-        f"message {held.incoming.id} of {held.incoming.stream} belongs to another consumer by now; nothing was changed"
-    )

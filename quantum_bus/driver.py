@@ -26,6 +26,9 @@ from .errors import BackPressure, ConfigurationError, ConnectionLost, PublishErr
 CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError, EOFError)
 """What a broken or absent connection raises; TimeoutError is an OSError."""
 
+TIMEOUT_ERROR: Final = RedisTimeoutError
+"""What a reply that does not come in time raises; the connection may stand."""
+
 CREDENTIAL_ERRORS: Final = (AuthenticationError, AuthorizationError)
 
 

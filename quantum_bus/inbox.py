@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanContext
 
 from .delivery import Failure
 from .envelope import Incoming
+from .errors import LeaseLost
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +42,13 @@ class Held:
     def key(self) -> tuple[str, str]:
         """What it is held under: stream and entry id."""
         return (self.incoming.stream, self.incoming.id)
+
+    def lease_lost(self) -> LeaseLost:
+        """The error to raise where another consumer turns out to own it."""
+        return LeaseLost(
+            f"message {self.incoming.id} of {self.incoming.stream} belongs to another consumer by now; nothing was "
+            "changed"
+        )
 
 
 class Inbox:

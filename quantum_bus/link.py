@@ -175,7 +175,7 @@ class Link:
             if self._connection is None:
                 self._connection = await self._pool.get_connection()
             elif not self._connection.is_connected:
-                await self._connection.connect()  # type: ignore[no-untyped-call]
+                await self._connection.connect()
         except driver.CONNECTION_ERRORS as error:
             raise driver.connect_error(error, self._where) from error
         return self._connection

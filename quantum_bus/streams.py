@@ -22,6 +22,11 @@ FIRST_ENTRY: Final = "0"
 LAST_ENTRY: Final = "$"
 NEXT_ENTRY: Final = ">"
 
+# Entries of one page while recovering what a lost reply left with a consumer.
+RECOVERY_PAGE: Final = 100
+# A blocking read may take this much longer than it blocks before its connection counts as dead, seconds.
+BLOCK_MARGIN: Final = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -76,9 +81,9 @@ def read_new(group: str, consumer: str, streams: Sequence[str], *, count: int, b
     return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *streams, *ids)
 
 
-def read_own(group: str, consumer: str, stream: str, *, count: int, after: str) -> Command:
+def read_own(group: str, consumer: str, stream: str, *, after: str) -> Command:
     """XREADGROUP for what this consumer was given before and has not acked: a lost reply's entries are there."""
-    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", stream, after)
+    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", RECOVERY_PAGE, "STREAMS", stream, after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,400 @@
+"""The event bus for threads: asyncio's, with the same names and without ``await``."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import redis
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+from redis.retry import Retry as DriverRetry
+
+from quantum_bus import config as options
+from quantum_bus import driver, journal, streams
+from quantum_bus.backoff import Backoff
+from quantum_bus.config import (
+    STOP_SIGNALS,
+    BusConfig,
+    Retry,
+    Start,
+    State,
+    TraceMode,
+    check_stream,
+    check_timeout,
+    masked_url,
+)
+from quantum_bus.envelope import Event, Receipt
+from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
+from quantum_bus.subscriptions import Subscriptions
+from quantum_bus.telemetry import Telemetry
+
+from .consumer import Consumer, Process
+from .link import Link
+from .publisher import Publisher
+
+F = TypeVar("F", bound=Callable[..., Any])
+CallNext = Callable[[Any], Any]
+Middleware = Callable[[Any, CallNext], Any]
+"""``def m(message_or_event, call_next)``; as asyncio's, without ``await``."""
+
+
+class EventBus:
+    """An event bus on Redis Streams, for threads.
+
+    ::
+
+        bus = EventBus("redis://localhost:6379/0", service="auto_executor")
+
+        @bus.subscriber("orders")
+        def handle(order: Order) -> None: ...
+
+        bus.run()
+
+    Everything is as in :class:`quantum_bus.EventBus`, which documents the arguments, but for this: handlers are ``def``
+    and run in ``concurrency`` threads of their subscriber, middleware is ``def``, and calls block. All methods may be
+    called from any thread. A ``client`` is a ``redis.Redis``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        service: str | None = None,
+        client: redis.Redis | None = None,
+        prefix: str = "",
+        middleware: Iterable[Middleware] = (),
+        max_payload_bytes: int = options.DEFAULT_MAX_PAYLOAD_BYTES,
+        sampled: bool = True,
+        send_baggage: bool = True,
+        connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT,
+        reply_timeout: float = options.DEFAULT_REPLY_TIMEOUT,
+        block: float = options.DEFAULT_BLOCK,
+        backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
+        backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self.config = BusConfig.resolve(
+            url,
+            service,
+            has_client=client is not None,
+            prefix=prefix,
+            max_payload_bytes=max_payload_bytes,
+            sampled=sampled,
+            send_baggage=send_baggage,
+            connect_timeout=connect_timeout,
+            reply_timeout=reply_timeout,
+            block=block,
+            backoff_initial=backoff_initial,
+            backoff_maximum=backoff_maximum,
+        )
+        if client is not None and not isinstance(client, redis.Redis):
+            raise ConfigurationError(
+                f"client={type(client).__name__}: give a redis.Redis (quantum_bus.EventBus takes a redis.asyncio.Redis)"
+            )
+        self._owns_client = client is None
+        self._client = self._connect_later() if client is None else client
+        self._middleware: list[Middleware] = []
+        for item in middleware:
+            self.add_middleware(item)
+        self._telemetry = Telemetry(
+            sampled=sampled,
+            send_baggage=send_baggage,
+            server=driver.server_address(self._client),
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+        )
+        self._link = self._new_link(reply_timeout)
+        self._publisher = Publisher(self.config, self._link, self._telemetry)
+        self._subscriptions = Subscriptions(self.config, threads=True)
+        self._consumers: list[Consumer] = []
+        self._state = State.NEW
+        self._changed = threading.Condition()
+        self._publishing = 0
+        self._stop_requested = threading.Event()
+
+    # --- what to do ------------------------------------------------------------------------------
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Put one more middleware inside the ones there are."""
+        if not callable(middleware):
+            raise ConfigurationError(f"middleware={middleware!r}: give a def m(message_or_event, call_next)")
+        call = middleware if inspect.isroutine(middleware) else type(middleware).__call__
+        if inspect.iscoroutinefunction(call):
+            raise ConfigurationError(f"middleware {middleware!r} is async def, and quantum_bus.sync has no event loop")
+        self._middleware.append(middleware)
+
+    def subscriber(
+        self,
+        stream: str,
+        *streams: str,
+        group: str | None = None,
+        batch: int = 1,
+        concurrency: int = 16,
+        ack_wait: float = 30.0,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        start: Start = "beginning",
+        trace_mode: TraceMode = "continue",
+    ) -> Callable[[F], F]:
+        """Have a function handle the messages of one or several streams; see :meth:`quantum_bus.EventBus.subscriber`.
+
+        A handler that runs longer than ``timeout`` counts as failed; its thread cannot be stopped and is left behind.
+        """
+        if self._state is not State.NEW:
+            raise ConfigurationError("subscribe before the bus is started")
+        config = self._subscriptions.plan(
+            stream,
+            streams,
+            group=group,
+            batch=batch,
+            concurrency=concurrency,
+            ack_wait=ack_wait,
+            timeout=timeout,
+            retry=retry,
+            start=start,
+            trace_mode=trace_mode,
+        )
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+
+        def decorate(function: F) -> F:
+            self._subscriptions.add(config, function, dict(caller.f_locals) if caller is not None else {})
+            return function
+
+        return decorate
+
+    # --- publishing ------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        stream: str,
+        payload: Any,
+        *,
+        event: str | None = None,
+        key: str | None = None,
+        correlation_id: str | UUID | None = None,
+        message_id: str | UUID | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
+    ) -> Receipt:
+        """Add a message to a stream; returns when Redis has confirmed it. See :meth:`quantum_bus.EventBus.publish`."""
+        check_stream(stream)
+        check_timeout(timeout)
+        item = Event(
+            payload,
+            event=event,
+            key=key,
+            correlation_id=correlation_id,
+            message_id=message_id,
+            headers=headers,
+            stream=self.config.prefix + stream,
+        )
+        return self._publish(item, timeout)
+
+    def publish_many(
+        self, stream: str, items: Iterable[Any], *, timeout: float = options.DEFAULT_PUBLISH_TIMEOUT
+    ) -> list[Receipt | PublishError]:
+        """Add messages to a stream, in order; see :meth:`quantum_bus.EventBus.publish_many`."""
+        check_stream(stream)
+        check_timeout(timeout)
+        name = self.config.prefix + stream
+        events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
+        if not self._middleware:
+            with self._counted():
+                return self._publisher.publish_many(name, events, timeout=timeout)
+        results: list[Receipt | PublishError] = []
+        deadline = time.monotonic() + timeout
+        for item in events:
+            try:
+                results.append(self._publish(item, max(0.001, deadline - time.monotonic())))
+            except PublishError as error:
+                results.append(error)
+        return results
+
+    def _publish(self, event: Event, timeout: float) -> Receipt:
+        with self._counted():
+            receipt = self._wrap(lambda item: self._publisher.publish(item, timeout=timeout))(event)
+        if not isinstance(receipt, Receipt):
+            raise ConfigurationError("a middleware did not return the receipt; write return call_next(event)")
+        return receipt
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A publish under way, for :meth:`stop` to wait for."""
+        with self._changed:
+            if self._state is State.CLOSED:
+                raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
+            self._publishing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._publishing -= 1
+                self._changed.notify_all()
+
+    def _wrap(self, innermost: Process) -> Process:
+        """``innermost`` behind the middleware, the first one outermost."""
+        process = innermost
+        for middleware in reversed(self._middleware):
+            process = _around(middleware, process)
+        return process
+
+    @property
+    def from_thread(self) -> Self:
+        """The bus itself: every thread may publish through it."""
+        return self
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Connect, make the groups, and begin to handle messages. No signal handlers."""
+        with self._changed:
+            if self._state is State.RUNNING:
+                return
+            if self._state is not State.NEW:
+                raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
+            self._state = State.RUNNING
+        try:
+            self._reach()
+            name = driver.consumer_name(self.config.service)
+            for config, handler in self._subscriptions:
+                consumer = Consumer(
+                    config,
+                    handler,
+                    name=name,
+                    bus=self.config,
+                    commands=self._link,
+                    reader=self._new_link(self.config.block + streams.BLOCK_MARGIN),
+                    telemetry=self._telemetry,
+                    wrap=self._wrap,
+                )
+                self._consumers.append(consumer)
+                consumer.start()
+        except BaseException:
+            self._close()
+            raise
+        journal.started(self.config.service, len(self._consumers))
+
+    def _reach(self) -> None:
+        """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""
+        backoff = Backoff(self.config.backoff_initial, self.config.backoff_maximum)
+        until = time.monotonic() + self.config.connect_timeout
+        while True:
+            try:
+                reply = self._link.execute_one(("PING",))
+            except ConnectionLost as error:
+                reply = error
+            if not isinstance(reply, ConnectionLost):
+                return
+            pause = backoff.next()
+            if time.monotonic() + pause > until:
+                raise reply
+            time.sleep(pause)
+
+    def stop(self, timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
+        """Take no new messages, let running handlers end, and close.
+
+        Args:
+            timeout: seconds that running handlers and publishes have. Threads cannot be stopped: a handler that is not
+                done then is left behind, and its messages stay pending in Redis.
+        """
+        with self._changed:
+            if self._state in (State.CLOSED, State.STOPPING):
+                return
+            self._state = State.STOPPING
+        deadline = time.monotonic() + timeout
+        journal.draining(self.config.service)
+        try:
+            for consumer in self._consumers:
+                consumer.stop_reading()
+            abandoned = sum(consumer.drain(deadline) for consumer in self._consumers)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._publishing, max(0.0, deadline - time.monotonic()))
+            if abandoned:
+                journal.abandoned(abandoned, timeout)
+        finally:
+            self._close()
+        journal.stopped(self.config.service)
+
+    def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
+        """Start, handle messages until SIGTERM or SIGINT, then drain and stop. A second signal stops without draining.
+
+        Args:
+            stop_timeout: seconds that running handlers have after the signal.
+
+        Raises:
+            ConfigurationError: called outside of the main thread, which is the only one to get signals.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigurationError("run() needs the main thread, for its signals; elsewhere use start() and stop()")
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            if self._stop_requested.is_set():
+                raise _Hurried
+            self._stop_requested.set()
+
+        with contextlib.ExitStack() as handlers:
+            for number in STOP_SIGNALS:
+                handlers.callback(signal.signal, number, signal.signal(number, on_signal))
+            try:
+                self.start()
+                self._stop_requested.wait()
+                self.stop(stop_timeout)
+            except _Hurried:
+                journal.log.debug("Stopped without draining")
+            finally:
+                self.stop(0.0)
+
+    def request_stop(self) -> None:
+        """Have :meth:`run` drain and return, as a signal would; from any thread."""
+        self._stop_requested.set()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _connect_later(self) -> redis.Redis:
+        """A client; it opens no connection before it is used."""
+        assert self.config.url is not None
+        try:
+            return redis.Redis.from_url(self.config.url, **driver.connection_options(self.config, DriverRetry))
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"url={masked_url(self.config.url)!r}: {error}") from error
+
+    def _new_link(self, timeout: float) -> Link:
+        where = masked_url(self.config.url) if self.config.url else "the given client's address"
+        return Link(self._client.connection_pool, timeout=timeout, where=where)
+
+    def _close(self) -> None:
+        with self._changed:
+            self._state = State.CLOSED
+        for consumer in self._consumers:
+            consumer.close()
+        self._link.close()
+        if self._owns_client:
+            self._client.close()
+
+
+class _Hurried(BaseException):
+    """The second signal: leave whatever is being waited for."""
+
+
+def _around(middleware: Middleware, inner: Process) -> Process:
+    return lambda item: middleware(item, inner)

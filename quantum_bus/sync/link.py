@@ -1,0 +1,220 @@
+"""One connection to Redis that many threads share.
+
+Of the threads that wait for a reply one leads: it writes what all have asked for, reads the replies in order, and hands
+the lead on when it has its own. So concurrent publishes share round trips, and a single one pays for no thread switch.
+A thread that gives up leaves its reply to be read, and dropped, by whoever leads next; the connection goes on.
+
+As with asyncio's link, redis-py opens the connection, and its client layer with its retries is passed by.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from redis.connection import ConnectionInterface
+from redis.exceptions import ResponseError
+
+from quantum_bus import driver, streams
+from quantum_bus.errors import ConnectionLost, QuantumBusError
+from quantum_bus.streams import Command
+
+Reply = Any
+
+
+class _Request:
+    __slots__ = ("abandoned", "commands", "error", "leads", "replies", "wake", "written_at")
+
+    def __init__(self, commands: Sequence[Command]) -> None:
+        self.commands = commands
+        self.replies: list[Reply] = []
+        self.error: QuantumBusError | None = None
+        self.wake: threading.Event | None = None
+        self.leads = False
+        self.abandoned = False
+        self.written_at = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.error is not None or len(self.replies) == len(self.commands)
+
+
+class Link:
+    """A shared connection.
+
+    Args:
+        pool: redis-py's, of the blocking kind.
+        timeout: seconds that Redis may take to answer before the connection counts as dead.
+        where: the server's address, for error texts.
+    """
+
+    def __init__(self, pool: Any, *, timeout: float, where: str) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._where = where
+        self._lock = threading.Lock()
+        self._waiting: deque[_Request] = deque()
+        self._written: deque[_Request] = deque()
+        self._led = False
+        self._closed = False
+        self._connection: ConnectionInterface | None = None
+        self.client_id: int | None = None
+
+    def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
+        """Write commands together and return their replies, in order.
+
+        What the server refuses is returned in its place, as ``ResponseError``. If the connection breaks after some
+        replies, the missing ones are ``ConnectionLost``: those commands may have been carried out.
+
+        Args:
+            timeout: seconds to wait; after them the commands may still be carried out.
+
+        Raises:
+            ConnectionLost: no reply came; the commands may have been carried out if they were written.
+            ConfigurationError: Redis refused the credentials.
+        """
+        request = _Request(commands)
+        deadline = monotonic() + (self._timeout if timeout is None else timeout)
+        with self._lock:
+            if self._closed:
+                raise ConnectionLost("the bus has closed its connection")
+            self._waiting.append(request)
+            request.leads, self._led = not self._led, True
+            if not request.leads:
+                request.wake = threading.Event()
+        if request.wake is not None:
+            request.wake.wait(max(0.0, deadline - monotonic()))
+        if request.leads:
+            self._lead(request, deadline)
+        with self._lock:
+            if not request.done:
+                request.abandoned = True
+                if request.leads:  # named in the moment of giving up
+                    self._hand_over()
+                raise ConnectionLost(f"Redis at {self._where} did not answer in time")
+        if request.error is not None and not request.replies:
+            raise request.error
+        replies = request.replies + [request.error] * (len(commands) - len(request.replies))
+        for index, reply in enumerate(replies):
+            if driver.is_no_script(reply) and (text := streams.as_text(commands[index])) is not None:
+                replies[index] = self.execute(text, timeout=timeout)[0]
+        return replies
+
+    def execute_one(self, command: Command, *, timeout: float | None = None) -> Reply:
+        """As :meth:`execute`, for one command."""
+        return self.execute(command, timeout=timeout)[0]
+
+    def identify(self) -> None:
+        """Learn the connection's CLIENT ID, so that another one may unblock it; None where the server won't tell."""
+        reply = self.execute_one(("CLIENT", "ID"))
+        self.client_id = reply if isinstance(reply, int) else None
+
+    def close(self) -> None:
+        """Give the connection back. Requests still under way end in ``ConnectionLost``."""
+        with self._lock:
+            self._closed = True
+            self._fail(ConnectionLost("the bus has closed its connection"))
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()  # replies may be outstanding: nobody else may read them
+            self._pool.release(connection)
+
+    # --- leading ---------------------------------------------------------------------------------
+
+    def _lead(self, mine: _Request, deadline: float) -> None:
+        try:
+            while not mine.done:
+                if not self._written:
+                    self._write()
+                if not self._read(deadline):
+                    break
+        except QuantumBusError as error:
+            self._break(error)
+        except driver.CONNECTION_ERRORS as error:
+            lost = ConnectionLost(
+                f"the connection to Redis at {self._where} broke: {str(error) or type(error).__name__}"
+            )
+            lost.__cause__ = error
+            self._break(lost)
+        except BaseException as error:  # Ctrl-C in the middle of a reply: nobody can read on from here
+            lost = ConnectionLost(f"the connection to Redis at {self._where} was interrupted")
+            lost.__cause__ = error
+            self._break(lost)
+            raise
+        finally:
+            if mine.done:
+                with self._lock:
+                    self._hand_over()
+
+    def _write(self) -> None:
+        """Write what waits; whoever has given up before this moment is passed by."""
+        connection = self._connected()
+        with self._lock:
+            taken = [request for request in self._waiting if not request.abandoned]
+            self._waiting.clear()
+            self._written.extend(taken)
+        packed = connection.pack_commands([command for request in taken for command in request.commands])
+        now = monotonic()
+        for request in taken:
+            request.written_at = now
+        connection.send_packed_command(packed, check_health=False)
+
+    def _read(self, deadline: float) -> bool:
+        """Read the next reply; whether it came before ``deadline``."""
+        connection, current = self._connection, self._written[0]
+        if connection is None:
+            raise ConnectionLost("the bus has closed its connection")
+        dead_at = current.written_at + self._timeout
+        patience = max(0.001, min(deadline, dead_at) - monotonic())
+        try:
+            reply = connection.read_response(disable_decoding=True, timeout=patience, disconnect_on_error=False)
+        except ResponseError as refusal:
+            reply = refusal
+        except driver.TIMEOUT_ERROR as error:
+            if monotonic() >= dead_at:
+                raise ConnectionLost(f"Redis at {self._where} has not answered for {self._timeout:g} s") from error
+            return False
+        current.replies.append(reply)
+        if current.done:
+            self._written.popleft()
+            if current.wake is not None:
+                current.wake.set()
+        return True
+
+    def _connected(self) -> ConnectionInterface:
+        try:
+            if self._connection is None:
+                self._connection = self._pool.get_connection()
+            else:
+                self._connection.connect()  # does nothing where it stands
+        except driver.CONNECTION_ERRORS as error:
+            raise driver.connect_error(error, self._where) from error
+        assert self._connection is not None
+        return self._connection
+
+    def _break(self, error: QuantumBusError) -> None:
+        """The connection is gone, and with it every reply that was due."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.disconnect()
+            self._fail(error)
+
+    def _fail(self, error: QuantumBusError) -> None:
+        for request in (*self._written, *self._waiting):
+            request.error = error
+            if request.wake is not None:
+                request.wake.set()
+        self._written.clear()
+        self._waiting.clear()
+
+    def _hand_over(self) -> None:
+        """Name the next leader among those that wait; with none, the next caller leads."""
+        for request in (*self._written, *self._waiting):
+            if request.wake is not None and not request.abandoned:
+                request.leads = True
+                request.wake.set()
+                return
+        self._led = False
