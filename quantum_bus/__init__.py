@@ -17,6 +17,15 @@ from .errors import (
     Reject,
     SerializationError,
 )
+from .jsonlog import (
+    get_logger,
+    log_event,
+    log_intent_received,
+    log_order_error,
+    log_order_response,
+    log_order_submit,
+    setup_json_logging,
+)
 from .message import Message
 from .propagation import (
     carry_context,
@@ -48,5 +57,12 @@ __all__ = [
     "clear_correlation_id",
     "correlation_scope",
     "get_correlation_id",
+    "get_logger",
+    "log_event",
+    "log_intent_received",
+    "log_order_error",
+    "log_order_response",
+    "log_order_submit",
     "set_correlation_id",
+    "setup_json_logging",
 ]
