@@ -14,9 +14,9 @@ from .pipeline import Pipeline
 
 
 class Active:
-    """The pipeline in force; ``threshold`` is its own, copied to save each call a step."""
+    """The pipeline in force; ``emit`` and ``threshold`` are its own, here to save each call a step."""
 
-    __slots__ = ("pipeline", "threshold")
+    __slots__ = ("emit", "pipeline", "threshold")
 
     def __init__(self) -> None:
         self.install(ForwardingPipeline())
@@ -24,6 +24,7 @@ class Active:
     def install(self, pipeline: Pipeline) -> None:
         """Put a pipeline in force."""
         self.pipeline: Pipeline = pipeline
+        self.emit = pipeline.emit
         self.threshold: int = pipeline.threshold
 
     def after_fork(self) -> None:

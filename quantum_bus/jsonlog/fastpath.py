@@ -25,7 +25,7 @@ from .logrecord import fields_of
 from .masking import HINT
 from .pipeline import RecordPipeline, level_name, message_in, micros_of
 from .plain import plain_text
-from .record import Context, formatted, logger_context
+from .record import Context, Kinds, formatted, logger_context
 from .sinks import Sink
 
 # The texts of events and messages are few and constant, unless a caller puts values into them.
@@ -41,7 +41,16 @@ class JsonPipeline:
     """JSON lines, fast."""
 
     __slots__ = (
-        "_clock", "_events", "_heads", "_limit", "_messages", "_second", "_slow", "_span", "_write", "service",
+        "_clock",
+
+        "_flow",
+        "_kinds",
+        "_limit",
+        "_messages",
+        "_second",
+        "_slow",
+        "_write",
+        "service",
         "threshold",
     )  # fmt: skip
 
@@ -54,9 +63,8 @@ class JsonPipeline:
         self._clock = Clock()
         # Each of these is read and replaced as a whole, or only grows: right in every thread.
         self._second = (0, b"")
-        self._span: tuple[OtelContext | None, bytes] = (None, b"")
-        self._heads: dict[str | None, dict[int, bytes]] = {}
-        self._events: dict[object, bytes] = {}
+        self._flow: tuple[OtelContext | None, object, bytes, bytes] = (None, None, b"", b"")
+        self._kinds: Kinds = {}
         self._messages: dict[object, bytes] = {}
 
     @property
@@ -64,7 +72,7 @@ class JsonPipeline:
         """Records lost since the pipeline was made."""
         return self._slow.dropped
 
-    def emit(
+    def emit(  # noqa: C901 - in one piece: a call inside costs a twentieth of a record's time
         self,
         level: int,
         context: Context,
@@ -80,9 +88,10 @@ class JsonPipeline:
             comma, rest, ordinary = b"", b"}\n", True
             if fields:
                 event = fields.pop("event", event)
-                correlation_id = fields.pop("correlation_id", correlation_id)
+                if not context.ordinary.issuperset(fields):
+                    correlation_id = fields.pop("correlation_id", correlation_id)
+                    ordinary = context.learn(fields)
             if fields:
-                ordinary = context.ordinary.issuperset(fields) or context.learn(fields)
                 comma, rest = b",", _dumps(fields, None, _APPEND_NEWLINE)[1:]
                 text = rest.decode()
                 # As _harmless, inline; a brace opens an object inside, with names of its own.
@@ -90,15 +99,13 @@ class JsonPipeline:
                     (not text.isascii() and not text[:-1].isprintable())
                     or "\x7f" in text
                     or "{" in text
-                    or (("=" in text or "@" in text or "\\" in text or " " in text) and _HINT(text) is not None)
+                    or (("=" in text or "@" in text or " " in text) and _HINT(text.lower()) is not None)
                     or ("null" in text and not _nulls_are_none(fields))
                 ):
                     ordinary = False
 
-            if args:
-                message = _text_part(formatted(msg, args))
-            else:
-                message = self._messages.get(msg) or self._learn_message(msg)
+            known = None if args else self._messages.get(msg)
+            message = known or self._learn_message(formatted(msg, args))
 
             if correlation_id is None:
                 correlation_id = get_correlation_id()
@@ -106,10 +113,13 @@ class JsonPipeline:
                 ordinary = False
 
             current = _current_context()
-            within, span = self._span
-            if current is not within:
-                span = self._enter(current)
+            within, flow_id, flow, span = self._flow
+            if current is not within or correlation_id is not flow_id:
+                flow, span = self._enter(current, correlation_id)
 
+            kinds = context.kinds
+            if kinds is None:
+                kinds = self._kinds
             now = micros or time_ns() // 1000
             start, second = self._second
             if not 0 <= now - start < 1_000_000:
@@ -120,9 +130,8 @@ class JsonPipeline:
                     (
                         second,
                         b"%06d" % (now - start),
-                        self._heads[context.service][level],
-                        self._events[event],
-                        _dumps(correlation_id),
+                        kinds[level][event],
+                        flow,
                         message,
                         span,
                         context.members,
@@ -175,42 +184,42 @@ class JsonPipeline:
         self._second = now // 1_000_000 * 1_000_000, b'{"%b":"%b' % (names.LOG_TS.encode(), text)
         return self._second
 
-    def _enter(self, current: OtelContext) -> bytes:
-        """Note another OpenTelemetry context; contexts are immutable, so that one object stands for one span."""
+    def _enter(self, current: OtelContext, correlation_id: object) -> tuple[bytes, bytes]:
+        """Note another flow or OpenTelemetry context; contexts are immutable, so one object stands for one span."""
         ids = trace.get_current_span(current).get_span_context()
-        part = b""
+        flow, span = _dumps(correlation_id), b""
         if ids.is_valid:
-            part = b',"%b":"%032x","%b":"%016x"' % (
+            span = b',"%b":"%032x","%b":"%016x"' % (
                 names.LOG_TRACE_ID.encode(),
                 ids.trace_id,
                 names.LOG_SPAN_ID.encode(),
                 ids.span_id,
             )
-        self._span = current, part
-        return part
+        self._flow = current, correlation_id, flow, span
+        return flow, span
 
     def _learn(self, level: int, context: Context, event: object) -> None:
-        """Prepare the parts that the next record of this level, service and event will need."""
+        """Prepare the part that the next record of this level, service and event will need."""
+        if type(event) is not str or not 0 < len(event) <= _LONGEST_CACHED:
+            return
+        known = (self._kinds if context.kinds is None else context.kinds).setdefault(level, {})
         try:
-            heads = self._heads.setdefault(context.service, {})
-            if level not in heads and len(heads) < _CACHED_TEXTS:
-                heads[level] = b'Z","%b":%b,"%b":%b,"%b":' % (
-                    names.LOG_LEVEL.encode(),
-                    _encoded(level_name(level)),
-                    names.LOG_SERVICE.encode(),
-                    _encoded(context.service or self.service),
-                    names.LOG_EVENT.encode(),
-                )
-            if type(event) is str and 0 < len(event) <= _LONGEST_CACHED and event not in self._events:
-                encoded = _dumps(event)
-                if _harmless(encoded.decode()):
-                    _keep(self._events, event, b'%b,"%b":' % (encoded, names.LOG_CORRELATION_ID.encode()))
-        except Exception:  # noqa: BLE001, S110 - nothing learned: the slow path writes such records, too
-            pass
+            encoded = _dumps(event)
+        except orjson.JSONEncodeError:
+            return
+        if event not in known and _harmless(encoded.decode()):
+            part = b'Z","%b":%b,"%b":%b,"%b":%b,"%b":' % (
+                names.LOG_LEVEL.encode(),
+                _encoded(level_name(level)),
+                names.LOG_SERVICE.encode(),
+                _encoded(context.service or self.service),
+                names.LOG_EVENT.encode(),
+                encoded,
+                names.LOG_CORRELATION_ID.encode(),
+            )
+            _keep(known, event, part)
 
-    def _learn_message(self, msg: object) -> bytes | None:
-        if type(msg) is not str:
-            return None
+    def _learn_message(self, msg: str) -> bytes | None:
         part = _text_part(msg)
         if part is not None and len(msg) <= _LONGEST_CACHED:
             _keep(self._messages, msg, part)
@@ -222,8 +231,8 @@ def _harmless(text: str) -> bool:
     if "\x7f" in text or not (text.isascii() or text.isprintable()):
         return False
     # Every secret that mask_text finds by its form has one of these by it.
-    if "=" in text or "@" in text or "\\" in text or ":" in text or " " in text:
-        return HINT.search(text) is None
+    if "=" in text or "@" in text or ":" in text or " " in text:
+        return HINT.search(text.lower()) is None
     return True
 
 

@@ -34,8 +34,6 @@ class RotatingFile:
         torn: whether the file, when it was opened, ended inside a line.
     """
 
-    CLOSED: Final = -1
-
     __slots__ = ("_backups", "_file_bytes", "_max_bytes", "_regular", "_size", "_wanted", "path", "torn")
 
     def __init__(self, path: Path, *, max_bytes: int, backups: int) -> None:
@@ -67,25 +65,17 @@ class RotatingFile:
         return fd
 
     def make_room(self, fd: int, size: int) -> int:
-        """A descriptor that ``size`` more bytes may go to: the same, the next file's, or that of a file whose name
-        was taken away.
-
-        Raises:
-            OSError: there is none.
-        """
-        if fd == self.CLOSED:
-            return self.open()
+        """A descriptor that ``size`` more bytes may go to: ``fd``, or one of another file to take its place."""
         if not self._regular:
             return fd
-        if not self._has_name(fd):
-            return self._reopened(fd)
-        if self._size and self._size + size > self._file_bytes:
-            try:
+        try:
+            if self._has_name(fd):
+                if not self._size or self._size + size <= self._file_bytes:
+                    return fd
                 self._shift()
-            except OSError:
-                return fd  # the folder refuses: an overlong file is better than no log
-            return self._reopened(fd)
-        return fd
+            return self.open()
+        except OSError:
+            return fd  # no descriptor free, or the folder refuses: an overlong file is better than no log
 
     def took(self, size: int) -> float:
         """Count what was written; how much more may be, before :meth:`make_room` is to be asked again."""
@@ -96,7 +86,7 @@ class RotatingFile:
 
     def unlock(self, fd: int) -> None:
         """Give up the claim on the name."""
-        if self._regular and fd != self.CLOSED:
+        if self._regular:
             _flock(fd, exclusive=False)
 
     def _has_name(self, fd: int) -> bool:
@@ -107,14 +97,6 @@ class RotatingFile:
         except OSError:
             return False
         return (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
-
-    def _reopened(self, fd: int) -> int:
-        try:
-            new = self.open()
-        except OSError:
-            return fd  # no descriptor free, perhaps: the old file still takes lines
-        os.close(fd)
-        return new
 
     def _shift(self) -> None:
         if not self._backups:

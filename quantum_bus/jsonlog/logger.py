@@ -41,39 +41,39 @@ class Logger:
     def debug(self, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at DEBUG."""
         if active.threshold <= _DEBUG:
-            active.pipeline.emit(_DEBUG, self._context, msg, args, fields)
+            active.emit(_DEBUG, self._context, msg, args, fields)
 
     def info(self, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at INFO."""
         if active.threshold <= _INFO:
-            active.pipeline.emit(_INFO, self._context, msg, args, fields)
+            active.emit(_INFO, self._context, msg, args, fields)
 
     def warning(self, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at WARNING."""
         if active.threshold <= _WARNING:
-            active.pipeline.emit(_WARNING, self._context, msg, args, fields)
+            active.emit(_WARNING, self._context, msg, args, fields)
 
     def error(self, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at ERROR."""
         if active.threshold <= _ERROR:
-            active.pipeline.emit(_ERROR, self._context, msg, args, fields)
+            active.emit(_ERROR, self._context, msg, args, fields)
 
     def critical(self, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at CRITICAL."""
         if active.threshold <= _CRITICAL:
-            active.pipeline.emit(_CRITICAL, self._context, msg, args, fields)
+            active.emit(_CRITICAL, self._context, msg, args, fields)
 
     def exception(self, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at ERROR with the exception being handled."""
         if active.threshold <= _ERROR:
             fields.setdefault("exc_info", True)
-            active.pipeline.emit(_ERROR, self._context, msg, args, fields)
+            active.emit(_ERROR, self._context, msg, args, fields)
 
     def log(self, level: int | str, msg: object, /, *args: object, **fields: Any) -> None:
         """Log at a level given by number or name; at INFO where there is no such level."""
         number = level_number(level)
         if active.threshold <= number:
-            active.pipeline.emit(number, self._context, msg, args, fields)
+            active.emit(number, self._context, msg, args, fields)
 
     def isEnabledFor(self, level: int | str, /) -> bool:  # noqa: N802 - as in the standard library
         """Whether records of this level are written."""
@@ -116,4 +116,4 @@ def get_logger(name: str | None = None) -> Logger:
 
 def service_logger(service: str) -> Logger:
     """The logger of a service; it keeps that name under a later set-up of another one."""
-    return Logger(Context(service=service))
+    return Logger(Context(service=service, kinds={}))

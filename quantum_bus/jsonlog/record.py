@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import TracebackType
 from typing import Final
 
 from quantum_bus import names
@@ -37,7 +36,7 @@ _CONTROLS: Final = frozenset({"extra", "exc_info", "stack_info", "stacklevel"})
 _KNOWN_NAMES_KEPT: Final = 1024
 _BOUND: Final = Limits(text=16_384, nodes=256)
 
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+Kinds = dict[int, dict[object, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,7 @@ class Context:
         event: of records that name none.
         correlation_id: of records that name none; None takes the current flow's.
         logger: the standard library's name for it, used before ``setup_json_logging``.
+        kinds: encoded parts of lines by level and event, kept by the fast path; its own where ``service`` is None.
     """
 
     fields: Mapping[str, object] = field(default_factory=dict)
@@ -61,6 +61,7 @@ class Context:
     event: str = names.DEFAULT_EVENT
     correlation_id: str | None = None
     logger: str = names.INSTRUMENTATION_NAME
+    kinds: Kinds | None = None
 
     def bind(self, added: Mapping[str, object]) -> Context:
         """This context with more fields; ``event`` and ``correlation_id`` among them become its defaults."""
@@ -74,6 +75,7 @@ class Context:
             event=self.event if event is None else text_of(event) or self.event,
             correlation_id=self.correlation_id if correlation_id is None else text_of(correlation_id),
             logger=self.logger,
+            kinds=self.kinds,
         )
 
     def learn(self, fields: Mapping[str, object]) -> bool:

@@ -13,6 +13,7 @@ import select
 import stat
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import IO, Any, Final, Protocol
 
@@ -23,6 +24,8 @@ from .files import RotatingFile
 WRITE_TIMEOUT: Final = 0.5
 # What POSIX promises a pipe takes in one piece, and what a pipe that polls as writable takes without blocking.
 _PIPE_CHUNK: Final = 4096
+
+_write = os.write
 
 Notice = Callable[[int], bytes]
 
@@ -66,55 +69,67 @@ class _AlwaysOpen:
 
 
 class DescriptorSink:
-    """Writes each line with one ``os.write`` to a file descriptor: a stream's, or a file of its own.
+    """Writes each line with one ``os.write`` to a file descriptor: a stream's, or that of a file of its own.
 
-    A line is one system call, but for lines over 4,096 bytes into a pipe. After a partial write (a full disk) the next
-    line starts with a line end, so that only the torn one is lost.
+    The ordinary write takes no lock: the kernel keeps the lines of threads apart (each is one append). Everything else
+    does: rotation, pipes (whose lines over 4,096 bytes take several writes), and whatever follows a failure. After a
+    partial write, as on a full disk, the next line starts with a line end, so that only the torn one is lost.
+
+    Since another thread may be about to write to it, the descriptor keeps its number for life: another file is put
+    under it with ``dup2``, and it is closed when no thread can know it any more.
     """
 
     __slots__ = (
-        "_dropped", "_fd", "_file", "_lock", "_may_block", "_owned", "_poll", "_room", "_stalled", "_stream", "_torn",
-        "_unreported", "notice", "write_timeout",
+        "__weakref__", "_closed", "_dropped", "_fd", "_file", "_guard", "_lock", "_may_block", "_owned", "_poll",
+        "_room", "_stale", "_stalled", "_stream", "_torn", "_unreported", "notice", "write_timeout",
     )  # fmt: skip
 
     def __init__(
         self,
         fd: int,
         *,
+        owned: bool,
         stream: IO[str] | IO[bytes] | None = None,
         file: RotatingFile | None = None,
-        write_timeout: float = WRITE_TIMEOUT,
     ) -> None:
         self.notice: Notice = no_notice
-        self.write_timeout = write_timeout
+        self.write_timeout = WRITE_TIMEOUT
         self._lock = threading.RLock()  # a signal handler or finalizer may log while its thread is writing
         self._fd = fd
+        self._owned = owned
         self._stream = _AlwaysOpen if stream is None else stream
+        # A descriptor that others may close, and reopen as something else, is looked after at each write.
+        self._guard = _AlwaysOpen if owned else self._stream
         self._file = file
-        self._owned = file is not None
+        self._closed = False
         self._dropped = 0
         self._unreported = 0
-        self._torn = False
+        self._torn = file is not None and file.torn
+        self._stale = False
         self._stalled = False
-        self._may_block = False
+        self._may_block = _may_block(fd)
         self._poll: select.poll | None = None
-        # What may be written before _write_carefully must look again: the one thing the hot path asks.
-        self._room: float = 0
+        # Bytes that may be written before _write_carefully must look again; below zero it looks each time.
+        self._room: float = -1
+        if owned:
+            weakref.finalize(self, os.close, fd).atexit = False
 
     @classmethod
     def for_stream(cls, stream: IO[str] | IO[bytes]) -> DescriptorSink:
-        """For a stream with a descriptor. The standard streams' own is used, so that redirecting them still works; of
-        any other a duplicate, which nobody else can close and reopen as something else.
+        """For a stream with a descriptor.
+
+        The standard streams' own is used, so that redirecting them still works. Of any other a duplicate, which
+        nobody else can close: lines go on being written to a file that was closed as a Python object.
+
+        Raises:
+            AttributeError, OSError, TypeError, ValueError: the stream has no descriptor, or is closed.
         """
         fd = stream.fileno()
         if stream.closed:
             raise ValueError("the stream is closed")
         stream.flush()
         standard = fd in (1, 2)
-        sink = cls(fd if standard else os.dup(fd), stream=stream)
-        sink._owned = not standard
-        sink._may_block = _may_block(sink._fd)
-        return sink
+        return cls(fd if standard else os.dup(fd), owned=not standard, stream=stream)
 
     @classmethod
     def for_file(cls, file: RotatingFile) -> DescriptorSink:
@@ -123,82 +138,79 @@ class DescriptorSink:
         Raises:
             OSError: the file cannot be opened.
         """
-        sink = cls(file.open(), file=file)
-        sink._torn = file.torn
-        sink._may_block = _may_block(sink._fd)
-        return sink
+        return cls(file.open(), owned=True, file=file)
 
     @property
     def dropped(self) -> int:
         """Lines lost since the sink was made."""
         return self._dropped
 
-    @property
-    def path(self) -> str | None:
-        """The file this process writes, None for a stream."""
-        return None if self._file is None else str(self._file.path)
-
     def write(self, line: bytes) -> None:
         """Write one line; drop and count it where that fails."""
-        size = len(line)
-        with self._lock:
-            if size > self._room or self._stream.closed:
+        room = self._room - len(line)
+        if room < 0 or self._guard.closed:
+            with self._lock:
                 self._write_carefully(line)
-                return
-            try:
-                written = os.write(self._fd, line)
-            except OSError:
-                written = 0
-            if written == size:
-                self._room -= size
-            else:
-                self._finish(line, written)
+            return
+        self._room = room
+        try:
+            written = _write(self._fd, line)
+        except OSError:
+            written = 0
+        if written != len(line):
+            with self._lock:
+                self._settle(b"", line, written + self._push(line[written:]))
 
     def flush(self) -> None:
         """Tell of dropped lines, if they can be told of by now. There is no buffer to empty."""
         with self._lock:
-            if self._unreported and self._fd >= 0:
+            if self._unreported and not self._closed:
                 self._write_carefully(b"")
 
     def release(self) -> None:
         """Let another sink of this process take over the file; this one may write on until it is closed."""
-        if self._file is not None:
+        if self._file is not None and not self._stale:
             self._file.unlock(self._fd)
 
     def close(self) -> None:
-        """Close the file or the duplicate; a standard stream stays open."""
+        """Let go of the file or the duplicate; a standard stream stays open."""
         self.flush()
         with self._lock:
-            fd, self._fd, self._room = self._fd, -1, 0
-            self._file = None
-            if self._owned and fd >= 0:
-                os.close(fd)
+            self._closed = True
+            self._room = -1
+            self.notice = no_notice  # made by the pipeline, which holds this sink: a cycle would keep the descriptor
+            if self._owned:
+                self._let_go()
 
     def after_fork(self) -> None:
-        """A child writes a file of its own; it shares a stream with its parent, as any child does."""
+        """A child writes a file of its own; a stream it shares with its parent, as any child does."""
         self._lock = threading.RLock()
         self._poll = None
-        self._room = 0
-        if self._file is not None and self._fd >= 0:
-            os.close(self._fd)
-            self._fd = self._file.CLOSED
+        self._room = -1
+        if self._file is not None and not self._closed:
+            self._let_go()
+            self._stale = True
             self._unreported = 0
-            self._torn = False
+
+    def _let_go(self) -> None:
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+        except OSError:
+            return
+        os.dup2(nowhere, self._fd, inheritable=False)
+        os.close(nowhere)
 
     def _write_carefully(self, line: bytes) -> None:
-        """Everything the hot path leaves out: rotation, recovery, pipes, closed streams."""
+        """Everything the ordinary write leaves out: rotation, recovery, pipes, closed streams."""
         notice = self.notice(self._unreported) if self._unreported else b""
-        if self._stream.closed or not self._ready(1 + len(notice) + len(line)):
+        if self._closed or self._stream.closed or not self._ready(1 + len(notice) + len(line)):
             self._lost(line)
             return
         before = b"\n" + notice if self._torn else notice
         self._settle(before, line, self._push(before + line))
 
-    def _finish(self, line: bytes, written: int) -> None:
-        """Go on behind a write that took only a part, or none."""
-        self._settle(b"", line, written + self._push(line[written:]))
-
     def _settle(self, before: bytes, line: bytes, written: int) -> None:
+        """Draw the consequences of a write: of ``before`` and ``line`` together, ``written`` bytes got through."""
         if written:
             self._torn = (before + line)[written - 1] != 0x0A
         if written >= len(before):
@@ -206,7 +218,7 @@ class DescriptorSink:
         if written < len(before) + len(line):
             self._lost(line)
         elif self._may_block:
-            self._room = 0
+            self._room = -1
         else:
             self._room = math.inf if self._file is None else self._file.took(written)
 
@@ -214,18 +226,20 @@ class DescriptorSink:
         if line:  # not a mere flush
             self._dropped += 1
             self._unreported += 1
-        self._room = 0
+        self._room = -1
 
     def _ready(self, size: int) -> bool:
         """Make the file ready for ``size`` more bytes."""
         if self._file is None:
-            return self._fd >= 0
+            return True
         try:
-            fd = self._file.make_room(self._fd, size)
+            fd = self._file.open() if self._stale else self._file.make_room(self._fd, size)
         except OSError:
             return False
         if fd != self._fd:
-            self._fd = fd
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
+            self._stale = False
             self._torn = self._file.torn
         return True
 
