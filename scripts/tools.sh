@@ -33,8 +33,8 @@ pins_of() {  # COMPONENT: the files that decide what is built
 version_of() {  # COMPONENT
     case $1 in
         collector) sed -n 's/^  version: //p' collector/manifest.yaml ;;
-        loki) sed -n 's|^require github.com/grafana/loki/v3 ||p' tools/loki/go.mod ;;
-        *) sed -n "s|^require github.com/prometheus/$1 ||p" "tools/$1/go.mod" ;;
+        loki) sed -nE 's#^(require |\t)github.com/grafana/loki/v3 (v[^ ]+).*#\2#p' tools/loki/go.mod ;;
+        *) sed -nE "s#^(require |\t)github.com/prometheus/$1 (v[^ ]+).*#\\2#p" "tools/$1/go.mod" ;;
     esac
 }
 
@@ -127,7 +127,20 @@ build() {  # PROGRAM OUTPUT
     esac
 }
 
-mkdir -p "$cache"
+link_built() {
+    local program target
+    mkdir -p "$folder"
+    for program in "${programs[@]}"; do
+        target=$(path_of "$program")
+        if [ -x "$target" ] && [ ! -x "$folder/$program" ]; then
+            ln -sfn "../${target#"$cache/"}" "$folder/$program"
+        fi
+    done
+}
+
+# What another checkout built is usable at once, also while a build of something else holds the lock.
+link_built
+
 # One build at a time for one cache: a second `make tools` waits, then finds everything there.
 exec 9>"$cache/.lock"
 flock 9
@@ -145,14 +158,9 @@ for program in "$@"; do
     build "$program" "$work/$program"
     mkdir -p "${target%/*}"
     mv "$work/$program" "$target"  # a rename: nobody ever sees half a program
+    link_built
     echo "built $program in $((SECONDS - started)) s"
 done
 
-mkdir -p "$folder"
-for program in "${programs[@]}"; do
-    target=$(path_of "$program")
-    if [ -x "$target" ] && [ ! -x "$folder/$program" ]; then
-        ln -sfn "../${target#"$cache/"}" "$folder/$program"
-    fi
-done
+link_built
 echo "the programs are in $folder"

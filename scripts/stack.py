@@ -1,0 +1,328 @@
+#!/usr/bin/env python
+"""The pipeline's programs on loopback: how each is configured and started, and `make stack`, which runs them all.
+
+The tests start the same programs through the same functions, so that what they prove is what runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+SERVICES = ("ai_engine", "auto_executor", "portfolio")
+# Without it the collector loses lines when it is killed: see the head of collector/config.yaml.
+FEATURE_GATES = "stanza.synchronousLogEmitter"
+READY_SECONDS = 60.0
+# Loki writes its chunks out when asked to stop, which takes longer than honcho's five seconds.
+STOP_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where each part listens, all on loopback."""
+
+    redis: int = 6379
+    loki: int = 3100
+    loki_grpc: int = 9096
+    otlp_grpc: int = 4317
+    otlp_http: int = 4318
+    health: int = 13133
+    metrics: int = 8889
+    self_metrics: int = 8888
+
+    @classmethod
+    def usual_or_free(cls) -> Ports:
+        """The usual port where nobody has it, any free one otherwise."""
+        usual = cls()
+        return cls(**{name: _port_or_free(getattr(usual, name)) for name in cls.__slots__})
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Free ports only, for tests that run side by side."""
+        with contextlib.ExitStack() as held:
+            return cls(**{name: held.enter_context(_bound(0)).getsockname()[1] for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program: how it is started, and the address that answers once it is ready."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready: str | None = None
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.env}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The whole pipeline in one folder."""
+
+    folder: Path
+    ports: Ports
+    redis_url: str
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def containers(self) -> Path:
+        return self.folder / "containers"
+
+    @property
+    def loki_url(self) -> str:
+        return f"http://{HOST}:{self.ports.loki}"
+
+    @property
+    def otlp_url(self) -> str:
+        return f"http://{HOST}:{self.ports.otlp_http}"
+
+    def make_folders(self) -> None:
+        for folder in (self.logs, self.containers, self.folder / "redis", self.folder / "loki" / "rules"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+class StackError(RuntimeError):
+    """The stack cannot be started; the message says what would help."""
+
+
+def tool(name: str) -> str:
+    """The path of one of the programs that `make tools` builds."""
+    shown = subprocess.run([ROOT / "scripts/tools.sh", "--path"], capture_output=True, text=True, check=True)
+    path = Path(shown.stdout.strip()) / name
+    if not os.access(path, os.X_OK):
+        raise StackError(f"{name} is not built: run `make tools`")
+    return str(path)
+
+
+def loki(stack: Stack) -> Program:
+    """Loki with the committed configuration, its data in the stack's folder."""
+    data = stack.folder / "loki"
+    config = ROOT / "observability/loki/loki.yaml"
+    return Program(
+        "loki",
+        (tool("loki"), f"-config.file={config}", "-config.expand-env=true"),
+        {
+            "QUANTUM_LOKI_DATA": str(data),
+            "QUANTUM_LOKI_RULES": str(data / "rules"),
+            "QUANTUM_LOKI_PORT": str(stack.ports.loki),
+            "QUANTUM_LOKI_GRPC_PORT": str(stack.ports.loki_grpc),
+        },
+        f"{stack.loki_url}/ready",
+    )
+
+
+def collector(stack: Stack, *overlays: Path) -> Program:
+    """The collector with the committed configuration; `overlays` are further configurations, merged over it."""
+    configs = [ROOT / "collector/config.yaml", *overlays]
+    return Program(
+        "collector",
+        (tool("otelcol-quantum"), *(f"--config={path}" for path in configs), f"--feature-gates={FEATURE_GATES}"),
+        {
+            "QUANTUM_LOG_DIR": str(stack.logs),
+            "QUANTUM_CONTAINER_LOG_DIR": str(stack.containers),
+            "QUANTUM_COLLECTOR_STATE": str(stack.folder / "collector"),
+            "QUANTUM_LOKI_URL": stack.loki_url,
+            "QUANTUM_OTLP_GRPC": f"{HOST}:{stack.ports.otlp_grpc}",
+            "QUANTUM_OTLP_HTTP": f"{HOST}:{stack.ports.otlp_http}",
+            "QUANTUM_HEALTH_ADDRESS": f"{HOST}:{stack.ports.health}",
+            "QUANTUM_METRICS_ADDRESS": f"{HOST}:{stack.ports.metrics}",
+            "QUANTUM_SELF_METRICS_PORT": str(stack.ports.self_metrics),
+        },
+        f"http://{HOST}:{stack.ports.health}/",
+    )
+
+
+def redis(stack: Stack) -> Program:
+    """A Redis of the stack's own, for when no running one is named."""
+    options = {"bind": HOST, "port": stack.ports.redis, "dir": stack.folder / "redis", "appendonly": "yes", "save": ""}
+    argv = [_redis_server()]
+    for name, value in options.items():
+        argv += [f"--{name}", str(value)]
+    return Program("redis", tuple(argv))
+
+
+def service(stack: Stack, name: str) -> Program:
+    """One of the demo's services, started once Redis answers."""
+    host, _, port = stack.redis_url.rpartition("/")[0].rpartition("@")[2].removeprefix("redis://").partition(":")
+    command = (sys.executable, "-m", f"quantum_bus.demo.{name}")
+    return Program(
+        name,
+        (sys.executable, __file__, "--when-open", f"{host or HOST}:{port or 6379}", *command),
+        {"QUANTUM_BUS_URL": stack.redis_url, "QUANTUM_LOG_DIR": str(stack.logs), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_until(condition: Callable[[], bool], *, timeout: float, what: str, interval: float = 0.1) -> None:
+    """Returns once `condition()` is true; raises StackError naming `what` when that takes too long (seconds)."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StackError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(interval)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` gives a good status."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  loopback, an address of our own
+            return 200 <= answer.status < 300
+    except OSError:
+        return False
+
+
+def _bound(port: int) -> socket.socket:
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((HOST, port))
+    except OSError:
+        held.close()
+        raise
+    return held
+
+
+def _port_or_free(port: int) -> int:
+    for candidate in (port, 0):
+        with contextlib.suppress(OSError), _bound(candidate) as held:
+            return int(held.getsockname()[1])
+    raise StackError("no free port on loopback")
+
+
+def _redis_server() -> str:
+    try:
+        module = importlib.import_module("quantum_bus.demo.redis_server")
+    except ImportError:
+        found = shutil.which("redis-server")
+        if found is None:
+            raise StackError("no redis-server on the PATH; install one, or name a running one: QUANTUM_BUS_URL") from None
+        return found
+    return str(getattr(module.find_redis_server(), "path", module.find_redis_server()))
+
+
+def _run_when_open(address: str, command: Sequence[str]) -> None:
+    """Becomes `command` once something listens at `address`."""
+    host, _, port = address.rpartition(":")
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return True
+        return False
+
+    wait_until(is_open, timeout=READY_SECONDS, what=f"something listening at {address}")
+    os.execv(command[0], command)
+
+
+def _banner(stack: Stack) -> str:
+    logcli = shlex.join([tool("logcli"), f"--addr={stack.loki_url}", "query", "--since=1h", "--limit=20"])
+    return "\n".join(
+        [
+            "",
+            "The stack is ready.",
+            f"  Redis            {stack.redis_url}",
+            f"  Loki             {stack.loki_url}",
+            f"  OTLP             {stack.otlp_url} (HTTP), {HOST}:{stack.ports.otlp_grpc} (gRPC)",
+            f"  metrics          http://{HOST}:{stack.ports.metrics}/metrics (services), "
+            f"http://{HOST}:{stack.ports.self_metrics}/metrics (collector)",
+            f"  log files        {stack.logs}",
+            "",
+            "One order's story, from every service (any correlation_id of a line will do):",
+            f"""  {logcli} '{{service_name=~".+"}} |= "ORDER_"'""",
+            f"""  {logcli} '{{service_name=~".+"}} |= "ORDER_" | correlation_id="…"'""",
+            "",
+            "Ctrl-C stops everything.",
+            "",
+        ]
+    )
+
+
+def run(folder: Path, *, seconds: float | None) -> int:
+    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over."""
+    from honcho import manager as honcho
+
+    url = os.environ.get("QUANTUM_BUS_URL")
+    ports = Ports.usual_or_free()
+    stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
+    stack.make_folders()
+    programs = [loki(stack), collector(stack), *(service(stack, name) for name in SERVICES)]
+    if not url:
+        programs.insert(0, redis(stack))
+
+    class Supervisor(honcho.Manager):  # type: ignore[misc]
+        """honcho's manager, which also survives a signal that comes before every program has said its pid."""
+
+        asked_to_stop = False
+
+        def terminate(self) -> None:
+            if any("pid" not in process for process in self._processes.values()):
+                threading.Timer(0.1, self.terminate).start()
+                return
+            super().terminate()
+
+    honcho.KILL_WAIT = STOP_SECONDS
+    supervisor = Supervisor()
+    for program in programs:
+        # "exec": the pid that gets the signals is the program's, not a shell's.
+        supervisor.add_process(
+            program.name, f"exec {shlex.join(program.argv)}", env=program.environment(), cwd=str(stack.folder)
+        )
+    bounded = threading.Event()
+
+    def announce() -> None:
+        started = time.monotonic()
+        try:
+            for program in programs:
+                if program.ready:
+                    url = program.ready
+                    wait_until(lambda url=url: answers(url), timeout=READY_SECONDS, what=f"{program.name} ready")
+            print(_banner(stack), flush=True)
+        except StackError as error:
+            print(error, file=sys.stderr, flush=True)
+            supervisor.terminate()
+        if seconds is not None:
+            time.sleep(max(0.0, seconds - (time.monotonic() - started)))
+            bounded.set()
+            supervisor.terminate()
+
+    threading.Thread(target=announce, daemon=True).start()
+    supervisor.loop()
+    # 130 and 143 are honcho's for SIGINT and SIGTERM: being asked to stop is how a stack ends well.
+    return 0 if bounded.is_set() or supervisor.returncode in {130, 143} else supervisor.returncode or 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dir", type=Path, default=ROOT / ".quantum", help="where everything is kept (%(default)s)")
+    parser.add_argument("--for", type=float, dest="seconds", metavar="SECONDS", help="stop by itself after so long")
+    parser.add_argument("--when-open", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.when_open:
+        address, *command = chosen.when_open
+        _run_when_open(address, command)
+    try:
+        return run(chosen.dir, seconds=chosen.seconds)
+    except StackError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
