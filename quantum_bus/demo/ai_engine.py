@@ -61,8 +61,8 @@ async def publish_intent(bus: EventBus, log: Logger, intent: Intent) -> None:
         )
         try:
             await bus.publish(INTENT_STREAM, intent, event=names.EVENT_INTENT_CREATED, key=intent.symbol)
-        except PublishError as error:  # Redis is away: what this service thinks of next may still arrive
-            log.error("Intent not published", intent_id=intent.intent_id, exc_info=error)
+        except PublishError:  # Redis is away: what this service thinks of next may still arrive
+            log.exception("Intent not published", intent_id=intent.intent_id)
 
 
 async def serve(log: Logger, *, intents: Iterator[Intent], rate: float) -> None:

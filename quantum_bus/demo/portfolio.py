@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import Any
+from typing import Any, Final
 
 from quantum_bus import names
 from quantum_bus.bus import EventBus
@@ -12,18 +12,23 @@ from quantum_bus.demo.service import consumer_options, run_service
 from quantum_bus.demo.trading import EXECUTION_STREAM, PORTFOLIO, Execution
 from quantum_bus.jsonlog import Logger, log_event
 
+# Orders remembered, so that one that comes twice counts once: far more than can be under way.
+REMEMBERED_ORDERS: Final = 10_000
+
 
 class Positions:
     """What is held of each symbol. An execution that comes twice counts once."""
 
     def __init__(self) -> None:
         self._held: defaultdict[str, float] = defaultdict(float)
-        self._counted: set[str] = set()
+        self._counted: dict[str, None] = {}  # in the order they came
 
     def apply(self, execution: Execution) -> float:
         """Count an execution; what is held of its symbol now."""
         if execution.order_id not in self._counted:
-            self._counted.add(execution.order_id)
+            self._counted[execution.order_id] = None
+            if len(self._counted) > REMEMBERED_ORDERS:
+                del self._counted[next(iter(self._counted))]
             self._held[execution.symbol] += execution.qty if execution.side == "BUY" else -execution.qty
         return round(self._held[execution.symbol], 8)
 

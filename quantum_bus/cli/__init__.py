@@ -1,0 +1,16 @@
+"""``quantum-bus``: the command line. One file a command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The program ``quantum-bus``."""
+    try:
+        from quantum_bus.cli.app import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("rich", "typer"):
+            raise
+        sys.exit("quantum-bus: the command line needs its extra; install it: pip install 'quantum-bus[cli]'")
+    app(prog_name="quantum-bus")
