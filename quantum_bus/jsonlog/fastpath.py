@@ -7,6 +7,7 @@ comes, an error in here included, is left to :class:`RecordPipeline`.
 from __future__ import annotations
 
 import logging
+import re
 from math import isfinite
 from time import time_ns
 from typing import Final
@@ -22,7 +23,7 @@ from quantum_bus.propagation import get_correlation_id, valid_correlation_id
 from .encode import Clock
 from .escape import escaped
 from .logrecord import fields_of
-from .masking import HINT
+from .masking import HINT, is_secret_name
 from .pipeline import RecordPipeline, level_name, message_in, micros_of
 from .plain import plain_text
 from .record import Context, Kinds, formatted, logger_context
@@ -35,6 +36,8 @@ _LONGEST_CACHED: Final = 256
 _dumps = orjson.dumps
 _APPEND_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _HINT = HINT.search
+# What stands between two quotes and before a colon; looked ahead, so that no match hides the next.
+_NAMES = re.compile(r'"(?=((?:[^"\\]|\\.)*)":)').findall
 
 
 class JsonPipeline:
@@ -94,11 +97,11 @@ class JsonPipeline:
             if fields:
                 comma, rest = b",", _dumps(fields, None, _APPEND_NEWLINE)[1:]
                 text = rest.decode()
-                # As _harmless, inline; a brace opens an object inside, with names of its own.
+                # As _harmless, inline.
                 if (
                     (not text.isascii() and not text[:-1].isprintable())
                     or "\x7f" in text
-                    or "{" in text
+                    or ("{" in text and _names_secret(text))
                     or (("=" in text or "@" in text or " " in text) and _HINT(text.lower()) is not None)
                     or ("null" in text and not _nulls_are_none(fields))
                 ):
@@ -107,15 +110,16 @@ class JsonPipeline:
             known = None if args else self._messages.get(msg)
             message = known or self._learn_message(formatted(msg, args))
 
-            if correlation_id is None:
-                correlation_id = get_correlation_id()
-            elif not valid_correlation_id(correlation_id):
+            flow_id = correlation_id
+            if flow_id is None:
+                flow_id = get_correlation_id()
+            elif not valid_correlation_id(flow_id):
                 ordinary = False
 
             current = _current_context()
-            within, flow_id, flow, span = self._flow
-            if current is not within or correlation_id is not flow_id:
-                flow, span = self._enter(current, correlation_id)
+            within, last_id, flow, span = self._flow
+            if current is not within or flow_id is not last_id:
+                flow, span = self._enter(current, flow_id)
 
             kinds = context.kinds
             if kinds is None:
@@ -144,8 +148,10 @@ class JsonPipeline:
                     return
         except Exception:  # noqa: BLE001, S110 - what orjson or a foreign __eq__ refuses is not ordinary
             pass
-        fields["event"] = event
-        fields["correlation_id"] = correlation_id
+        if event is not context.event:
+            fields["event"] = event
+        if correlation_id is not context.correlation_id:
+            fields["correlation_id"] = correlation_id
         self._learn(level, context, event)
         self._slow.emit(level, context, msg, args, fields, micros)
 
@@ -234,6 +240,11 @@ def _harmless(text: str) -> bool:
     if "=" in text or "@" in text or ":" in text or " " in text:
         return HINT.search(text.lower()) is None
     return True
+
+
+def _names_secret(text: str) -> bool:
+    """Whether an object inside has a secret's name; a brace inside a text is taken for one, without harm."""
+    return any(map(is_secret_name, _NAMES(text)))
 
 
 def _nulls_are_none(fields: dict[str, object]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 
 _EMPTY: Final = logging.LogRecord("", 0, "", 0, "", None, None)
@@ -24,7 +25,8 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
     attributes = record.__dict__
     if len(attributes) == _COUNT:
         return {}
-    return {name: value for name, value in attributes.items() if name not in _NOT_FIELDS}
+    # LogRecord sets its own attributes first, so what was added stands behind them.
+    return {name: value for name, value in islice(attributes.items(), _COUNT, None) if name not in _NOT_FIELDS}
 
 
 def as_extra(fields: Mapping[str, object]) -> dict[str, object]:

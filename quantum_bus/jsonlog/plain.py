@@ -160,8 +160,7 @@ class _Walk:
 def _scalar(value: object) -> str | int | float | None:
     """The JSON form of what is one value; None for anything else."""
     if isinstance(value, enum.Enum):
-        inner = _scalar(value.value)
-        return repr_of(value) if inner is None else inner
+        return _scalar(value.value)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, bool):
@@ -177,6 +176,9 @@ def _scalar(value: object) -> str | int | float | None:
         return str(value)
     if isinstance(value, os.PathLike):
         return text_of(os.fspath(value))
+    if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
+        number = value.tolist()  # type: ignore[attr-defined]  # every numpy scalar has it, and becomes Python's own
+        return _scalar(number) if type(number).__module__ == "builtins" else None
     return None
 
 
@@ -190,6 +192,8 @@ def _content(value: object, room: int) -> Mapping[object, object] | Collection[o
     """What a container holds; None for what is no container, or too big a one of a foreign kind."""
     if isinstance(value, type):
         return None
+    if isinstance(value, enum.Enum):
+        return _content(value.value, room)
     if isinstance(value, Mapping):
         return value
     if isinstance(value, (set, frozenset)):
@@ -204,8 +208,8 @@ def _content(value: object, room: int) -> Mapping[object, object] | Collection[o
         dumped = dump()
         return dumped if isinstance(dumped, Mapping) else None
     if type(value).__module__ == "numpy" and getattr(value, "size", room + 1) <= room:
-        items = value.tolist()  # type: ignore[attr-defined]  # every numpy array and scalar has it
-        return items if isinstance(items, list) else [items]
+        items = value.tolist()  # type: ignore[attr-defined]  # every numpy array has it
+        return items if isinstance(items, list) else None
     return None
 
 

@@ -64,10 +64,6 @@ def no_notice(dropped: int) -> bytes:  # noqa: ARG001 - the form of a Notice
     return b""
 
 
-class _AlwaysOpen:
-    closed: Final = False
-
-
 class DescriptorSink:
     """Writes each line with one ``os.write`` to a file descriptor: a stream's, or that of a file of its own.
 
@@ -80,8 +76,8 @@ class DescriptorSink:
     """
 
     __slots__ = (
-        "__weakref__", "_closed", "_dropped", "_fd", "_file", "_guard", "_lock", "_may_block", "_owned", "_poll",
-        "_room", "_stale", "_stalled", "_stream", "_torn", "_unreported", "notice", "write_timeout",
+        "__weakref__", "_closed", "_dropped", "_fd", "_file", "_lock", "_may_block", "_owned", "_poll", "_room",
+        "_stale", "_stalled", "_torn", "_unreported", "notice", "write_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +85,6 @@ class DescriptorSink:
         fd: int,
         *,
         owned: bool,
-        stream: IO[str] | IO[bytes] | None = None,
         file: RotatingFile | None = None,
     ) -> None:
         self.notice: Notice = no_notice
@@ -97,9 +92,6 @@ class DescriptorSink:
         self._lock = threading.RLock()  # a signal handler or finalizer may log while its thread is writing
         self._fd = fd
         self._owned = owned
-        self._stream = _AlwaysOpen if stream is None else stream
-        # A descriptor that others may close, and reopen as something else, is looked after at each write.
-        self._guard = _AlwaysOpen if owned else self._stream
         self._file = file
         self._closed = False
         self._dropped = 0
@@ -119,7 +111,7 @@ class DescriptorSink:
         """For a stream with a descriptor.
 
         The standard streams' own is used, so that redirecting them still works. Of any other a duplicate, which
-        nobody else can close: lines go on being written to a file that was closed as a Python object.
+        nobody else can close, and reopen as something else. So closing the stream as a Python object stops nothing.
 
         Raises:
             AttributeError, OSError, TypeError, ValueError: the stream has no descriptor, or is closed.
@@ -129,7 +121,7 @@ class DescriptorSink:
             raise ValueError("the stream is closed")
         stream.flush()
         standard = fd in (1, 2)
-        return cls(fd if standard else os.dup(fd), owned=not standard, stream=stream)
+        return cls(fd if standard else os.dup(fd), owned=not standard)
 
     @classmethod
     def for_file(cls, file: RotatingFile) -> DescriptorSink:
@@ -148,7 +140,7 @@ class DescriptorSink:
     def write(self, line: bytes) -> None:
         """Write one line; drop and count it where that fails."""
         room = self._room - len(line)
-        if room < 0 or self._guard.closed:
+        if room < 0:
             with self._lock:
                 self._write_carefully(line)
             return
@@ -203,7 +195,7 @@ class DescriptorSink:
     def _write_carefully(self, line: bytes) -> None:
         """Everything the ordinary write leaves out: rotation, recovery, pipes, closed streams."""
         notice = self.notice(self._unreported) if self._unreported else b""
-        if self._closed or self._stream.closed or not self._ready(1 + len(notice) + len(line)):
+        if self._closed or not self._ready(1 + len(notice) + len(line)):
             self._lost(line)
             return
         before = b"\n" + notice if self._torn else notice
@@ -253,7 +245,7 @@ class DescriptorSink:
             try:
                 if self._may_block and not self._writable(deadline):
                     break
-                count = os.write(self._fd, chunk)
+                count = _write(self._fd, chunk)
             except BlockingIOError:  # somebody made it non-blocking
                 self._may_block = True
                 continue
