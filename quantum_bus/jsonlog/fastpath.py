@@ -36,6 +36,7 @@ _LONGEST_CACHED: Final = 256
 _dumps = orjson.dumps
 _APPEND_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _HINT = HINT.search
+_DIGITS: Final = tuple(b"%03d" % number for number in range(1000))  # looked up in half the time of formatting
 # What stands between two quotes and before a colon; looked ahead, so that no match hides the next.
 _NAMES = re.compile(r'"(?=((?:[^"\\]|\\.)*)":)').findall
 
@@ -126,14 +127,17 @@ class JsonPipeline:
                 kinds = self._kinds
             now = micros or time_ns() // 1000
             start, second = self._second
-            if not 0 <= now - start < 1_000_000:
+            since = now - start
+            if not 0 <= since < 1_000_000:
                 start, second = self._turn(now)
+                since = now - start
 
             if ordinary and message is not None:
                 line = b"".join(
                     (
                         second,
-                        b"%06d" % (now - start),
+                        _DIGITS[since // 1000],
+                        _DIGITS[since % 1000],
                         kinds[level][event],
                         flow,
                         message,
