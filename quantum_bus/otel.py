@@ -6,6 +6,7 @@ API, and any other way to configure an SDK is as good.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import threading
@@ -72,15 +73,22 @@ class TelemetrySetup:
         Later spans and values are dropped: OpenTelemetry configures a process once. Providers that were there before
         :func:`setup` are left alone.
         """
+        atexit.unregister(self.shutdown)
         if self._instrumented:
             RedisInstrumentor().uninstrument()
         return self._within(timeout, lambda provider: provider.shutdown())
 
     def _within(self, timeout: float, act: Callable[[Any], object]) -> bool:
         """In threads of their own: an exporter whose collector is away would wait for longer than a service may."""
-        threads = [threading.Thread(target=act, args=(provider,), daemon=True) for provider in self._ours]
-        for thread in threads:
-            thread.start()
+        threads = []
+        for provider in self._ours:
+            thread = threading.Thread(target=act, args=(provider,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # at the exit of some Pythons no thread can be started any more
+                act(provider)
+            else:
+                threads.append(thread)
         deadline = time.monotonic() + timeout
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -118,31 +126,41 @@ def setup(
 
     resource = _resource(service, resource_attributes or {})
     ours: list[Any] = []
+    made = False
     tracer_provider = trace.get_tracer_provider()
     if isinstance(tracer_provider, TracerProvider):
         _refuse_another(tracer_provider, service)
         if _is_ours(tracer_provider):
             ours.append(tracer_provider)
     else:
-        tracer_provider = TracerProvider(resource=resource, span_limits=_span_limits())
+        # Its own shutdown at exit would wait for a collector that is away; ours, below, has a deadline.
+        tracer_provider = TracerProvider(resource=resource, span_limits=_span_limits(), shutdown_on_exit=False)
         for make in traces:
             tracer_provider.add_span_processor(make())
         trace.set_tracer_provider(tracer_provider)
         ours.append(tracer_provider)
+        made = True
 
     meter_provider = metrics.get_meter_provider()
     if isinstance(meter_provider, MeterProvider):
         if _is_ours(meter_provider):
             ours.append(meter_provider)
     else:
-        meter_provider = MeterProvider(resource=resource, metric_readers=[make() for make in metric_readers])
+        meter_provider = MeterProvider(
+            resource=resource, metric_readers=[make() for make in metric_readers], shutdown_on_exit=False
+        )
         metrics.set_meter_provider(meter_provider)
         ours.append(meter_provider)
+        made = True
 
     instrumentor = RedisInstrumentor()
-    if instrument_redis and not instrumentor.is_instrumented_by_opentelemetry:
+    instrument = instrument_redis and not instrumentor.is_instrumented_by_opentelemetry
+    if instrument:
         instrumentor.instrument(tracer_provider=tracer_provider, meter_provider=meter_provider)
-    return TelemetrySetup(tracer_provider, meter_provider, tuple(ours), instrument_redis)
+    done = TelemetrySetup(tracer_provider, meter_provider, tuple(ours), instrument)
+    if made:
+        atexit.register(done.shutdown)
+    return done
 
 
 def _checked_service(service: str | None) -> str:
