@@ -71,6 +71,7 @@ class Consumer:
         self._outbox = Outbox(group=config.group, consumer=name, config=bus, clock=self._loop.time)
         self._by_hand = ByHand(self)
         self._stopping = asyncio.Event()
+        self._late = False
         self._room = asyncio.Event()
         self._posted = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -98,19 +99,20 @@ class Consumer:
         """Take no new messages.
 
         A read that blocks is told by the server to return; it is not cancelled, for its entries would be stranded with
-        this consumer.
+        this consumer. What it brought is still handled.
         """
         self._stopping.set()
         self._room.set()
-        self._inbox.drop_waiting()
         if self._reading is None:
             return
-        if self._reader.client_id is not None and self._reader.connected:
-            try:
-                await self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id))
-            except QuantumBusError:
-                journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
-        await asyncio.wait([self._reading])
+        while not self._reading.done():
+            if self._reader.client_id is not None and self._reader.connected:
+                try:
+                    await self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id))
+                except QuantumBusError:
+                    journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
+            # again, for the read may have been on its way still, on a connection of its own
+            await asyncio.wait([self._reading], timeout=streams.UNBLOCK_AGAIN)
 
     async def drain(self, deadline: float) -> int:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the loop's clock.
@@ -118,8 +120,9 @@ class Consumer:
         Returns:
             How many messages had to be abandoned; they stay pending in Redis.
         """
-        if self._runs:
-            await asyncio.wait(self._runs, timeout=max(0.0, deadline - self._loop.time()))
+        while self._runs and (left := deadline - self._loop.time()) > 0:  # each that ends may begin another
+            await asyncio.wait(self._runs, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        self._late = True
         for task in self._runs:
             task.cancel()
         if self._runs:
@@ -174,6 +177,9 @@ class Consumer:
                 journal.reading_again(config)
                 backoff.reset()
             self._take(streams.parse_read(reply))
+
+    def _has_read(self) -> bool:
+        return self._stopping.is_set() and (self._reading is None or self._reading.done())
 
     async def _pause(self, backoff: Backoff) -> None:
         """Wait before Redis is tried again; not once the consumer is stopping."""
@@ -239,7 +245,7 @@ class Consumer:
     # --- running ---------------------------------------------------------------------------------
 
     def _run_ready(self) -> None:
-        while not self._stopping.is_set() and (held := self._inbox.next_run()) is not None:
+        while not self._late and (held := self._inbox.next_run()) is not None:
             run = Run(held, self._handler, self.config, self._by_hand)
             self._by_hand.began(run)
             task = asyncio.create_task(self._handle(run), context=self._context.copy())
@@ -321,8 +327,8 @@ class Consumer:
         self._posted.set()
 
     async def _write(self) -> None:
-        """Write what the outbox holds, until the consumer is stopping and nothing is left."""
-        while not (self._stopping.is_set() and not self._runs and not self._outbox):
+        """Write what the outbox holds, until the consumer has stopped reading and nothing is left."""
+        while not (self._has_read() and not self._runs and not self._outbox):
             self._posted.clear()
             pause = self._outbox.pause()
             if pause is None or pause > 0:

@@ -78,8 +78,12 @@ class Inbox:
         return key in self._held
 
     def room(self) -> int:
-        """Entries of each stream that may be read now; 0 where none may."""
-        return (self.capacity - len(self._held) + self._settling) // self._streams
+        """Entries of each stream that may be read now; 0 where none may.
+
+        What is settling takes up no room, as long as it is no more than the consumer may hold: where Redis takes no
+        outcomes (a dead-letter key of the wrong type), reading on would fill the memory.
+        """
+        return (self.capacity - len(self._held) + min(self._settling, self.capacity)) // self._streams
 
     def take(self, held: Held) -> None:
         """A message was read, and may be handled."""
@@ -115,14 +119,7 @@ class Inbox:
         if self._held.pop(held.key, None) is not None:
             self._settling -= 1
 
-    def waiting(self) -> Sequence[Held]:
-        """What is ready and has not been begun."""
-        return tuple(self._ready)
-
-    def drop_waiting(self) -> Sequence[Held]:
-        """Hand back what is ready and has not been begun; it is held no longer."""
-        dropped = tuple(self._ready)
-        self._ready.clear()
-        for held in dropped:
-            del self._held[held.key]
-        return dropped
+    @property
+    def idle(self) -> bool:
+        """Whether no handler runs and none is due to: what is parked or settling does not count."""
+        return not self.running and not self._ready

@@ -26,6 +26,8 @@ NEXT_ENTRY: Final = ">"
 RECOVERY_PAGE: Final = 100
 # A blocking read may take this much longer than it blocks before its connection counts as dead, seconds.
 BLOCK_MARGIN: Final = 5.0
+# A read that was on its way while it was to be unblocked is told again after so many seconds.
+UNBLOCK_AGAIN: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Consumer:
         self._tickets = itertools.count()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
+        self._has_read = False
         self._closed = False
         self._context = contextvars.copy_context()
         self._reading = self._thread("reader", self._read)
@@ -90,16 +91,18 @@ class Consumer:
             thread.start()
 
     def stop_reading(self) -> None:
-        """Take no new messages; a read that blocks is told by the server to return."""
+        """Take no new messages; a read that blocks is told by the server to return. What it brought is still handled."""
         self._stopping.set()
         with self._changed:
-            self._inbox.drop_waiting()
             self._changed.notify_all()
-        if self._reader.client_id is not None and self._reading.is_alive():
+        until = monotonic() + self._bus.block
+        while self._reader.client_id is not None and self._reading.is_alive() and monotonic() < until:
             try:
                 self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id))
             except QuantumBusError:
                 journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
+            # again, for the read may have been on its way still, on a connection of its own
+            self._reading.join(streams.UNBLOCK_AGAIN)
 
     def drain(self, deadline: float) -> int:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the monotonic clock.
@@ -124,6 +127,14 @@ class Consumer:
     # --- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        try:
+            self._read_on()
+        finally:
+            with self._changed:
+                self._has_read = True
+                self._changed.notify_all()
+
+    def _read_on(self) -> None:
         config = self.config
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
         block_ms = max(1, int(self._bus.block * 1000))
@@ -218,8 +229,6 @@ class Consumer:
                     lost = Held(decode(Entry(stream, entry_id, ())))
                     self._inbox.hold(lost)
                     self._outbox.ack(lost)
-            if self._stopping.is_set():
-                self._inbox.drop_waiting()
             self._changed.notify_all()
 
     # --- running ---------------------------------------------------------------------------------
@@ -227,8 +236,8 @@ class Consumer:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (held := self._inbox.next_run()) is None:
-                    if self._stopping.is_set():
+                while self._closed or (held := self._inbox.next_run()) is None:
+                    if self._closed or self._has_read:
                         return
                     self._changed.wait()
             settlement = ByHand(self)
@@ -283,7 +292,7 @@ class Consumer:
         while True:
             with self._changed:
                 while not self._due():
-                    if self._closed or (self._stopping.is_set() and not self._inbox.running and not self._outbox):
+                    if self._closed or (self._has_read and self._inbox.idle and not self._outbox):
                         return
                     self._changed.wait(self._pause())
                 commands = self._outbox.take()
