@@ -1,0 +1,51 @@
+"""What stands in Redis, field by field and in order."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+
+_XRANGE = "return redis.call('XRANGE', KEYS[1], '-', '+')"  # redis-py's own xrange folds fields of one name
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stream entry. `pairs` holds names and values in order, fields of the same name included."""
+
+    id: str
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.pairs]
+
+    def __getitem__(self, name: str) -> str:
+        return dict(self.pairs)[name]
+
+
+async def stored(client: redis.asyncio.Redis, stream: str) -> list[Stored]:
+    reply: Any = await client.eval(_XRANGE, 1, stream)
+    return [
+        Stored(entry_id.decode(), tuple(zip(texts[::2], texts[1::2], strict=True)))
+        for entry_id, values in reply
+        for texts in [[value.decode(errors="surrogateescape") for value in values]]
+    ]
+
+
+async def pending(client: redis.asyncio.Redis, stream: str, group: str = "svc") -> list[str]:
+    """Ids of the group's entries that were given to a consumer and not acked."""
+    found = await client.xpending_range(stream, group, "-", "+", 10_000)
+    return [item["message_id"].decode() for item in found]
+
+
+async def delivered(client: redis.asyncio.Redis, stream: str, group: str = "svc") -> str:
+    """The id of the last entry that the group was given."""
+    groups = {item["name"].decode(): item for item in await client.xinfo_groups(stream)}
+    return str(groups[group]["last-delivered-id"].decode())
+
+
+async def all_acked(client: redis.asyncio.Redis, stream: str, group: str = "svc") -> bool:
+    """Whether the group has been given every entry, and has acked each."""
+    entries = await stored(client, stream)
+    last = entries[-1].id if entries else "0-0"
+    return await delivered(client, stream, group) == last and not await pending(client, stream, group)

@@ -1,0 +1,264 @@
+"""A TCP proxy between the bus and Redis that loses, holds and counts, one command at a time.
+
+It reads requests and replies of RESP2 as far as is needed to know which reply belongs to which command. It runs in a
+thread with an event loop of its own, so that blocking code and other processes can be behind it as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import Counter, deque
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+
+class Proxy:
+    """In front of the Redis at `url`, while its `with` block lasts. Every method may be called from any thread.
+
+    Attributes:
+        url: where to connect to instead.
+        commands: how often each command was passed on.
+        reads: how often bytes arrived from clients: their writes, as long as each fits into a packet.
+        connections: how many clients have ever connected.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self._target = (parts.hostname, parts.port)
+        self._database = parts.path
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._server: asyncio.Server | None = None
+        self._sessions: set[_Session] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lose: Counter[str] = Counter()
+        self._held: tuple[str, int, threading.Event] | None = None
+        self._go_on = asyncio.Event()
+        self.lost: Counter[str] = Counter()
+        self.commands: Counter[str] = Counter()
+        self.reads = 0
+        self.connections = 0
+        self.url = ""
+        self._port = 0
+        self._refusing = False
+
+    # --- what to do ------------------------------------------------------------------------------
+
+    def lose_reply(self, command: str, *, count: int = 1) -> None:
+        """Redis carries the command out; instead of its reply the client sees the connection closed. `count` times.
+
+        Of a command that blocks, only a reply that holds something counts.
+        """
+        self._call(lambda: self._lose.update({command: count}))
+
+    def hold(self, command: str, *, after: int = 0) -> threading.Event:
+        """Do not pass on the next such command, but for `after` of them, nor what comes behind it, until `release`.
+
+        Returns:
+            Is set as soon as one is held.
+        """
+        event = threading.Event()
+
+        def set_hold() -> None:
+            self._go_on.clear()
+            self._held = (command, after, event)
+
+        self._call(set_hold)
+        return event
+
+    def release(self) -> None:
+        """Pass on what was held."""
+
+        def go_on() -> None:
+            self._held = None
+            self._go_on.set()
+
+        self._call(go_on)
+
+    def cut(self) -> None:
+        """Close every connection."""
+
+        def close() -> None:
+            for session in tuple(self._sessions):
+                session.close()
+
+        self._call(close)
+
+    def refuse(self) -> None:
+        """Close every connection, and each new one at once."""
+        self._refusing = True
+        self.cut()
+
+    def accept(self) -> None:
+        """After `refuse`: take connections again."""
+        self._refusing = False
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._sessions)
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}{self._database}"
+
+    async def _stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for session in tuple(self._sessions):
+            session.close()
+        self._go_on.set()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=5)
+
+    def _call(self, change: object) -> None:
+        async def run() -> None:
+            change()  # type: ignore[operator]
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+    # --- traffic ---------------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            if self._refusing:
+                return
+            try:
+                upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
+            except OSError:
+                return
+            session = _Session(self, writer, upstream_writer)
+            self._sessions.add(session)
+            try:
+                await asyncio.wait(
+                    [
+                        asyncio.ensure_future(session.requests(reader)),
+                        asyncio.ensure_future(session.replies(upstream_reader)),
+                    ],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                self._sessions.discard(session)
+                session.close()
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def admit(self, command: str) -> None:
+        """Return when the command may be passed on."""
+        if self._held is not None and self._held[0] == command:
+            name, after, event = self._held
+            if after:
+                self._held = (name, after - 1, event)
+            else:
+                event.set()
+                await self._go_on.wait()
+        self.commands[command] += 1
+
+    def loses(self, command: str, reply: bytes) -> bool:
+        """Whether this reply is to be lost."""
+        if not self._lose[command] or reply in (b"*-1\r\n", b"$-1\r\n"):
+            return False
+        self._lose[command] -= 1
+        self.lost[command] += 1
+        return True
+
+
+class _Session:
+    """One client's connection and the one made for it."""
+
+    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, upstream: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._upstream = upstream
+        self._outstanding: deque[str] = deque()
+
+    async def requests(self, reader: asyncio.StreamReader) -> None:
+        buffer = b""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                self._proxy.reads += 1
+                buffer += data
+                position = 0
+                while (end := frame_end(buffer, position)) is not None:
+                    frame = buffer[position:end]
+                    position = end
+                    command = command_of(frame)
+                    await self._proxy.admit(command)
+                    self._outstanding.append(command)
+                    self._upstream.write(frame)
+                buffer = buffer[position:]
+                await self._upstream.drain()
+
+    async def replies(self, reader: asyncio.StreamReader) -> None:
+        buffer = b""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                buffer += data
+                position = 0
+                while (end := frame_end(buffer, position)) is not None:
+                    frame = buffer[position:end]
+                    position = end
+                    command = self._outstanding.popleft() if self._outstanding else ""
+                    if self._proxy.loses(command, frame):
+                        self.close()
+                        return
+                    self._client.write(frame)
+                buffer = buffer[position:]
+                await self._client.drain()
+
+    def close(self) -> None:
+        self._client.close()
+        self._upstream.close()
+
+
+def command_of(frame: bytes) -> str:
+    """The name of the command in a request; with its subcommand for those that have one."""
+    parts = frame.split(b"\r\n")
+    name = parts[2].decode().upper() if len(parts) > 2 else ""
+    return f"{name} {parts[4].decode().upper()}" if name in ("CLIENT", "XGROUP", "SCRIPT") else name
+
+
+def frame_end(buffer: bytes, start: int) -> int | None:
+    """Where the RESP2 value that begins at `start` ends; None while it is not complete."""
+    line_end = buffer.find(b"\r\n", start)
+    if line_end < 0:
+        return None
+    kind, position = buffer[start : start + 1], line_end + 2
+    if kind == b"$":
+        length = int(buffer[start + 1 : line_end])
+        if length < 0:
+            return position
+        return position + length + 2 if len(buffer) >= position + length + 2 else None
+    if kind == b"*":
+        for _ in range(max(0, int(buffer[start + 1 : line_end]))):
+            end = frame_end(buffer, position)
+            if end is None:
+                return None
+            position = end
+        return position
+    return position
