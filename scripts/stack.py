@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import functools
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -184,7 +183,7 @@ def answers(url: str) -> bool:
     """Whether a GET of `url` gives a good status."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  loopback, an address of our own
-            return 200 <= answer.status < 300
+            return bool(200 <= answer.status < 300)
     except OSError:
         return False
 
@@ -208,14 +207,12 @@ def _port_or_free(port: int) -> int:
 
 
 def _redis_server() -> str:
+    from quantum_bus.demo.redis_server import RedisServerError, find_redis_server
+
     try:
-        module = importlib.import_module("quantum_bus.demo.redis_server")
-    except ImportError:
-        found = shutil.which("redis-server")
-        if found is None:
-            raise StackError("no redis-server on the PATH; install one, or name a running one: QUANTUM_BUS_URL") from None
-        return found
-    return str(getattr(module.find_redis_server(), "path", module.find_redis_server()))
+        return str(find_redis_server().path)
+    except RedisServerError as error:
+        raise StackError(f"{error}; QUANTUM_BUS_URL can name a running one") from error
 
 
 def _run_when_open(address: str, command: Sequence[str]) -> None:
@@ -228,7 +225,7 @@ def _run_when_open(address: str, command: Sequence[str]) -> None:
         return False
 
     wait_until(is_open, timeout=READY_SECONDS, what=f"something listening at {address}")
-    os.execv(command[0], command)
+    os.execv(command[0], list(command))  # noqa: S606  a program and arguments of our own
 
 
 def _banner(stack: Stack) -> str:
@@ -240,8 +237,8 @@ def _banner(stack: Stack) -> str:
             f"  Redis            {stack.redis_url}",
             f"  Loki             {stack.loki_url}",
             f"  OTLP             {stack.otlp_url} (HTTP), {HOST}:{stack.ports.otlp_grpc} (gRPC)",
-            f"  metrics          http://{HOST}:{stack.ports.metrics}/metrics (services), "
-            f"http://{HOST}:{stack.ports.self_metrics}/metrics (collector)",
+            f"  metrics          http://{HOST}:{stack.ports.metrics}/metrics of the services",
+            f"                   http://{HOST}:{stack.ports.self_metrics}/metrics of the collector",
             f"  log files        {stack.logs}",
             "",
             "One order's story, from every service (any correlation_id of a line will do):",
@@ -269,8 +266,6 @@ def run(folder: Path, *, seconds: float | None) -> int:
     class Supervisor(honcho.Manager):  # type: ignore[misc]
         """honcho's manager, which also survives a signal that comes before every program has said its pid."""
 
-        asked_to_stop = False
-
         def terminate(self) -> None:
             if any("pid" not in process for process in self._processes.values()):
                 threading.Timer(0.1, self.terminate).start()
@@ -291,8 +286,8 @@ def run(folder: Path, *, seconds: float | None) -> int:
         try:
             for program in programs:
                 if program.ready:
-                    url = program.ready
-                    wait_until(lambda url=url: answers(url), timeout=READY_SECONDS, what=f"{program.name} ready")
+                    is_ready = functools.partial(answers, program.ready)
+                    wait_until(is_ready, timeout=READY_SECONDS, what=f"{program.name} ready")
             print(_banner(stack), flush=True)
         except StackError as error:
             print(error, file=sys.stderr, flush=True)

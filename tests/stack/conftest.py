@@ -41,7 +41,7 @@ def real_collector(stack: Stack, start: Callable[[Program], Running]) -> Running
 
 @pytest.fixture
 def to_files(stack: Stack) -> Path:
-    """A second configuration for the collector: everything goes to `{signal}.json` in the stack's folder, not to Loki."""
+    """A second configuration for the collector: to `{signal}.json` in the stack's folder instead of Loki."""
     pipelines = {name: {"exporters": ["file/logs"]} for name in LOG_PIPELINES}
     pipelines |= {name: {"exporters": [f"file/{name}"]} for name in ("traces", "metrics")}
     exporters = {

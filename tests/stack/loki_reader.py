@@ -10,6 +10,7 @@ import httpx
 
 PAGE = 10_000  # max_entries_limit_per_query in observability/loki/loki.yaml
 HOUR_NS = 3_600_000_000_000
+DAY_NS = 24 * HOUR_NS
 
 
 @dataclass(frozen=True, slots=True)

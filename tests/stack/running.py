@@ -6,6 +6,7 @@ import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from scripts.stack import Program, answers, wait_until
 
@@ -18,7 +19,7 @@ class Running:
     log: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -30,7 +31,7 @@ class Running:
         assert self._process is not None, f"{self.program.name} was never started"
         return self._process.pid
 
-    def start(self, *, ready: bool = True) -> Running:
+    def start(self, *, ready: bool = True) -> Self:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self.program.argv, env=self.program.environment(), stdout=output, stderr=output, cwd=self.log.parent

@@ -34,24 +34,23 @@ def writers(stack: Stack) -> Callable[..., list[LogWriter]]:
     def make(per_second: float | None = None) -> list[LogWriter]:
         counts = [LINES // 3, LINES // 3, LINES - 2 * (LINES // 3)]
         rate = per_second / 3 if per_second else None
-        return [
-            LogWriter(stack.logs, service, count, rate) for service, count in zip(SERVICES, counts, strict=True)
-        ]
+        return [LogWriter(stack.logs, service, count, rate) for service, count in zip(SERVICES, counts, strict=True)]
 
     return make
 
 
 def wait_written(writers: list[LogWriter], lines: int) -> None:
     wait_until(
-        lambda: sum(writer.written for writer in writers) >= lines, timeout=120, what=f"{lines} lines written", interval=0.01
+        lambda: sum(writer.written for writer in writers) >= lines,
+        timeout=120,
+        what=f"{lines} lines written",
+        interval=0.01,
     )
 
 
 def wait_arrived(stack: Stack, lines: int, *, timeout: float = 90) -> None:
     reader = LokiReader(stack.loki_url)
-    wait_until(
-        lambda: reader.count(WRITERS) >= lines, timeout=timeout, what=f"{lines} lines in Loki", interval=0.25
-    )
+    wait_until(lambda: reader.count(WRITERS) >= lines, timeout=timeout, what=f"{lines} lines in Loki", interval=0.25)
 
 
 def settle(stack: Stack) -> None:
@@ -94,7 +93,7 @@ def find(stack: Stack, writers: list[LogWriter], started: float) -> Found:
 
 def report(capsys: pytest.CaptureFixture[str], what: str, found: Found, running: Running) -> None:
     with capsys.disabled():
-        print(
+        print(  # noqa: T201  the figures are what one runs this for
             f"\n{what}: {LINES} lines, {found.missing} missing, {found.duplicates} found twice, "
             f"all there after {found.seconds:.1f} s ({LINES / found.seconds:.0f} lines/s), "
             f"collector {running.resident_mib():.0f} MiB at most"

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts.stack import ROOT, SERVICES, wait_until
-from tests.stack.loki_reader import LokiReader
-from tests.stack.test_pipeline import DAY_NS, HOUR_NS, time
+from tests.stack.loki_reader import DAY_NS, HOUR_NS, LokiReader
 
 
 @dataclass
@@ -73,7 +73,8 @@ def test_a_flow_is_found_from_every_service_and_nothing_is_left_after_ctrl_c(mak
         if not ordered:
             return set()
         flow = ordered[0].labels["correlation_id"]
-        return {entry.labels["service"] for entry in reader.query(f'{{service_name=~".+"}} | correlation_id="{flow}"', **window)}
+        lines = reader.query(f'{{service_name=~".+"}} | correlation_id="{flow}"', **window)
+        return {entry.labels["service"] for entry in lines}
 
     wait_until(lambda: services_of_one_flow() == set(SERVICES), timeout=60, what="one flow in three services")
     assert len(make_stack.pids) == 6

@@ -1,7 +1,6 @@
 """How a line is found in Loki, what else the collector takes, and what must not be open to others."""
 
 import json
-import os
 import secrets
 import subprocess
 import time
@@ -15,10 +14,8 @@ import pytest
 
 from scripts import stack as stack_module
 from scripts.stack import ROOT, Program, Stack, StackError, collector, loki, tool, wait_until
-from tests.stack.loki_reader import HOUR_NS, Entry, LokiReader
+from tests.stack.loki_reader import DAY_NS, HOUR_NS, Entry, LokiReader
 from tests.stack.running import Running
-
-DAY_NS = 24 * HOUR_NS
 
 
 def line(service: str, event: str, correlation_id: str | None, *, ts_ns: int | None = None, **fields: Any) -> str:
@@ -114,9 +111,12 @@ def test_lines_of_ten_hours_ago_are_taken_after_newer_ones_and_found(
 
 def test_the_same_line_sent_twice_is_kept_once(stack: Stack, real_loki: Running, real_collector: Running) -> None:
     repeated = line("portfolio", "LOG", "twice")
-    # Two files, so that the collector itself has no reason to see one line.
-    write(stack, "portfolio-1.jsonl", line("portfolio", "LOG", "first"), repeated)
-    wait_found(stack, '{service_name="portfolio"}', 2)
+    # Two files, so that the collector itself has no reason to see one line; and between the two more than one of its
+    # batches, which with Loki's default is further back than it looks.
+    between = [line("portfolio", "LOG", "between", text="x" * 1000) for _ in range(2000)]
+    write(stack, "portfolio-1.jsonl", line("portfolio", "LOG", "first"), repeated, *between)
+    wait_found(stack, '{service_name="portfolio"} | correlation_id="twice"', 1)
+    wait_until(lambda: LokiReader(stack.loki_url).count('{service_name="portfolio"}') >= 2002, timeout=30, what="all")
     write(stack, "portfolio-2.jsonl", line("portfolio", "LOG", "second"), repeated, line("portfolio", "LOG", "last"))
     wait_found(stack, '{service_name="portfolio"} | correlation_id="last"', 1)
     wait_found(stack, '{service_name="portfolio"} | correlation_id="twice"', 1)
@@ -172,7 +172,8 @@ def test_metrics_sent_by_otlp_can_be_fetched_by_prometheus(stack: Stack, real_co
     now = str(time.time_ns())
     point = {"asInt": "3", "startTimeUnixNano": now, "timeUnixNano": now}
     post(stack, "metrics", "Metrics", "metrics", [
-        {"name": "quantum_bus.retries", "sum": {"aggregationTemporality": 2, "isMonotonic": True, "dataPoints": [point]}}
+        {"name": "quantum_bus.retries",
+         "sum": {"aggregationTemporality": 2, "isMonotonic": True, "dataPoints": [point]}}
     ])  # fmt: skip
     url = f"http://127.0.0.1:{stack.ports.metrics}/metrics"
     wait_until(lambda: "quantum_bus_retries_total{" in httpx.get(url).text, timeout=20, what="the counter")
@@ -185,7 +186,7 @@ def test_the_collector_counts_its_own_work(stack: Stack, real_collector: Running
 
 def listening(pid: int) -> set[str]:
     """The local addresses, as the kernel writes them, on which the process listens."""
-    sockets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     found = set()
     for table in ("tcp", "tcp6"):
         for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -207,9 +208,7 @@ def test_the_configurations_are_valid(stack: Stack) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_a_missing_program_is_an_error_that_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_program_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QUANTUM_TOOLS_DIR", str(tmp_path))
     with pytest.raises(StackError, match="make tools"):
         stack_module.tool("loki")
