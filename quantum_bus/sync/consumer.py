@@ -91,7 +91,7 @@ class Consumer:
             thread.start()
 
     def stop_reading(self) -> None:
-        """Take no new messages; a read that blocks is told by the server to return. What it brought is still handled."""
+        """Take no new messages; a read that blocks is told by the server to return, and what it brings is handled."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
