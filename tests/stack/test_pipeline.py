@@ -1,6 +1,7 @@
 """How a line is found in Loki, what else the collector takes, and what must not be open to others."""
 
 import json
+import re
 import secrets
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from quantum_bus import names
 from scripts import stack as stack_module
 from scripts.stack import ROOT, Program, Stack, StackError, collector, loki, tool, wait_until
 from tests.stack.loki_reader import DAY_NS, HOUR_NS, Entry, LokiReader
@@ -71,6 +73,12 @@ def test_one_correlation_id_finds_an_orders_lines_in_every_service(
     assert submitted.line + "\n" == (stack.logs / "auto_executor.jsonl").read_text().splitlines(keepends=True)[0]
     [unlisted] = wait_found(stack, '{event="OTHER"}', 1)
     assert unlisted.labels["event_original"] == "MY_OWN"
+
+
+def test_the_events_that_are_labels_are_those_the_sdk_lists() -> None:
+    text = (ROOT / "collector/config.yaml").read_text()
+    [listed] = re.findall(r'not IsMatch\(log\.attributes\["event"\], "\^\(\?:([A-Z_|]+)\)\$"\)', text)
+    assert set(listed.split("|")) == set(names.LISTED_EVENTS) - {names.EVENT_OTHER}
 
 
 def test_only_what_has_few_values_is_a_label(stack: Stack, real_loki: Running, real_collector: Running) -> None:
@@ -213,6 +221,14 @@ def test_a_missing_program_is_an_error_that_says_what_to_do(monkeypatch: pytest.
     with pytest.raises(StackError, match="make tools"):
         stack_module.tool("loki")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_build_builds_nothing() -> None:
+    tool("loki")
+    again = subprocess.run([ROOT / "scripts/tools.sh"], capture_output=True, text=True, check=True)
+    assert "building" not in again.stdout
+    shown = subprocess.run([ROOT / "scripts/tools.sh", "--path"], capture_output=True, text=True, check=True)
+    assert again.stdout.split()[-1] == shown.stdout.strip()
 
 
 def test_every_program_is_built_and_says_its_version() -> None:
