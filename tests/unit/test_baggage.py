@@ -84,6 +84,7 @@ def test_8192_bytes_are_read_and_8193_are_none() -> None:
     assert entries(header + "v") == {}
 
 
+@pytest.mark.timeout(10, method="signal")  # a regular expression at work is stopped by a signal, not by a thread
 @pytest.mark.parametrize(
     "member",
     [

@@ -390,6 +390,7 @@ def assert_sound(incoming: Incoming) -> None:
     assert incoming.detail is None or len(incoming.detail) < 300
 
 
+@pytest.mark.timeout(60, method="signal")
 @given(st.lists(st.tuples(FIELD, VALUE), max_size=15), st.booleans(), st.booleans())
 @example([(b"v", b"1")], False, False)
 @example([(b"data", b"\xff"), (b"v", b"x")], True, True)
@@ -426,6 +427,7 @@ def test_any_stream_name_and_entry_id_are_survived(stream: str, entry_id: str) -
     assert_sound(dataclasses.replace(decode(Entry(stream, entry_id, [b"a", b"1"])), message_id="x"))
 
 
+@pytest.mark.timeout(10, method="signal")
 def test_a_hostile_context_costs_no_time() -> None:
     huge = b"a=b" + b";p= " * 2_000 + b'"'
     fields = [b"v", b"1", b"data", b"{}"]

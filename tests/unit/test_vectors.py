@@ -109,6 +109,7 @@ def vectors() -> list[Any]:
     ]
 
 
+@pytest.mark.timeout(10, method="signal")  # a regular expression at work is stopped by a signal, not by a thread
 @pytest.mark.parametrize(("kind", "case"), vectors())
 def test_vector(kind: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kind in RUNNERS, "a kind of vector that nothing here runs"
