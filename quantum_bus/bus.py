@@ -264,7 +264,8 @@ class EventBus:
             For each item, in order, its receipt, or the error that kept Redis from storing or confirming it.
 
         Raises:
-            SerializationError, PayloadTooLarge, ConfigurationError: an item is at fault; nothing was sent.
+            SerializationError, PayloadTooLarge, ConfigurationError: an item is at fault; nothing was sent, but for the
+                items before it where there is middleware, which sees one after the other.
             BusClosed: the bus was stopped.
         """
         check_stream(stream)
@@ -275,11 +276,15 @@ class EventBus:
         if not self._middleware:
             with self._counted():
                 return await publisher.publish_many(name, events, timeout=timeout)
-        results = await asyncio.gather(*(self._publish(item, timeout) for item in events), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, PublishError):
-                raise result
-        return [result for result in results if isinstance(result, (Receipt, PublishError))]
+        results: list[Receipt | PublishError] = []
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        for item in events:  # one after the other: middleware may take its time, and the order is promised
+            try:
+                results.append(await self._publish(item, max(0.001, deadline - loop.time())))
+            except PublishError as error:
+                results.append(error)
+        return results
 
     async def _publish(self, event: Event, timeout: float) -> Receipt:
         publisher = self._open()
@@ -369,7 +374,9 @@ class EventBus:
                     threads=self._threads,
                 )
                 self._consumers.append(consumer)
-                await consumer.start()
+                await consumer.prepare()
+            for consumer in self._consumers:  # where one of them cannot, none handles anything
+                consumer.begin()
         except BaseException:
             await self._close()
             raise

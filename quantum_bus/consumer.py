@@ -81,8 +81,8 @@ class Consumer:
 
     # --- life ------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Make the groups and begin to read.
+    async def prepare(self) -> None:
+        """Make the groups.
 
         Raises:
             ConfigurationError: a stream's key holds something else, or this user may not make the group.
@@ -92,6 +92,9 @@ class Consumer:
         for stream in self.config.streams:
             await self._make_group(stream, start, again=False)
         await self._reader.identify()
+
+    def begin(self) -> None:
+        """Begin to read and to handle."""
         self._writing = asyncio.create_task(self._write(), name=f"quantum_bus writer {self.name}")
         self._reading = asyncio.create_task(self._read(), name=f"quantum_bus reader {self.name}")
 

@@ -288,7 +288,9 @@ class EventBus:
                     wrap=self._wrap,
                 )
                 self._consumers.append(consumer)
-                consumer.start()
+                consumer.prepare()
+            for consumer in self._consumers:  # where one of them cannot, none handles anything
+                consumer.begin()
         except BaseException:
             self._close()
             raise

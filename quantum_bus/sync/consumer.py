@@ -81,12 +81,15 @@ class Consumer:
 
     # --- life ------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Make the groups and begin to read; errors as over asyncio."""
+    def prepare(self) -> None:
+        """Make the groups; errors as over asyncio."""
         start = streams.FIRST_ENTRY if self.config.start == "beginning" else streams.LAST_ENTRY
         for stream in self.config.streams:
             self._make_group(stream, start, again=False)
         self._reader.identify()
+
+    def begin(self) -> None:
+        """Begin to read and to handle."""
         for thread in (self._writing, *self._workers, self._reading):
             thread.start()
 
