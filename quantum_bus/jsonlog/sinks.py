@@ -24,6 +24,8 @@ from .files import RotatingFile
 WRITE_TIMEOUT: Final = 0.5
 # What POSIX promises a pipe takes in one piece, and what a pipe that polls as writable takes without blocking.
 _PIPE_CHUNK: Final = 4096
+# Seconds between attempts to write to a non-blocking descriptor that cannot be polled.
+_BETWEEN_ATTEMPTS: Final = 0.001
 
 _write = os.write
 
@@ -246,8 +248,10 @@ class DescriptorSink:
                 if self._may_block and not self._writable(deadline):
                     break
                 count = _write(self._fd, chunk)
-            except BlockingIOError:  # somebody made it non-blocking
-                self._may_block = True
+            except BlockingIOError:  # a non-blocking descriptor of another kind than those that are polled
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(_BETWEEN_ATTEMPTS)
                 continue
             except OSError:
                 break

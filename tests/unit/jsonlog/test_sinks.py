@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import logging
@@ -279,6 +280,32 @@ def test_a_non_blocking_stream_is_waited_for() -> None:
         assert log.dropped == 0
 
 
+def test_a_write_that_would_block_is_tried_again_for_a_while(
+    tmp_path: Path, failing_write: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "WRITE_TIMEOUT", 0.2)
+    log = setup_json_logging("svc", path=tmp_path / "a.jsonl", announce=False)
+    real, refused = os.write, []
+
+    def busy(times: int) -> Callable[[int, bytes], int]:
+        def write(fd: int, data: bytes) -> int:
+            refused.append(data)
+            if len(refused) <= times:
+                raise BlockingIOError
+            return real(fd, data)
+
+        return write
+
+    failing_write(busy(3))
+    log.info("late")
+    assert (log.dropped, len(refused)) == (0, 4)
+    failing_write(busy(1_000_000))
+    start = time.monotonic()
+    log.info("lost")
+    assert log.dropped == 1
+    assert time.monotonic() - start < 5
+
+
 def test_a_tee_counts_and_recovers_each_of_its_sinks_by_itself(
     tmp_path: Path, failing_write: Callable[..., None]
 ) -> None:
@@ -295,6 +322,7 @@ def test_a_tee_counts_and_recovers_each_of_its_sinks_by_itself(
 
 def test_descriptors_are_given_back_when_a_setup_is_replaced(tmp_path: Path) -> None:
     def count() -> int:
+        gc.collect()  # what earlier tests left behind
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     setup_json_logging("svc", path=tmp_path / "a.jsonl")
