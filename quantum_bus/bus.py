@@ -107,6 +107,7 @@ class EventBus:
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
         )
+        driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not (isinstance(client, redis.Redis) and hasattr(client, "connection_pool")):
             raise ConfigurationError(
                 f"client={type(client).__name__}: give a redis.asyncio.Redis (quantum_bus.sync takes a redis.Redis)"
@@ -486,12 +487,7 @@ class EventBus:
         self._loop = asyncio.get_running_loop()
         if self._client is None:
             assert self.config.url is not None
-            try:
-                self._client = redis.Redis.from_url(
-                    self.config.url, **driver.connection_options(self.config, DriverRetry)
-                )
-            except (ValueError, TypeError) as error:
-                raise ConfigurationError(f"url={masked_url(self.config.url)!r}: {error}") from error
+            self._client = redis.Redis.from_url(self.config.url, **driver.connection_options(self.config, DriverRetry))
         tracer_provider, meter_provider = self._providers
         self._telemetry = Telemetry(
             sampled=self.config.sampled,

@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .config import BusConfig
+from .config import BusConfig, masked_url
 from .errors import BackPressure, ConfigurationError, ConnectionLost, PublishError, QuantumBusError
 
 CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError, EOFError)
@@ -56,6 +56,23 @@ def connection_options(config: BusConfig, retry: type[Any]) -> dict[str, Any]:
 def consumer_name(service: str) -> str:
     """A consumer's name: unique for each start, so that what a dead one held is never taken for a living one's."""
     return f"{service}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def check_url(config: BusConfig, pool_class: Any, retry: type[Any]) -> None:
+    """Try what the URL asks for, without connecting: its options are redis-py's to know.
+
+    Raises:
+        ConfigurationError: an option behind the ``?`` is unknown, or its value cannot be.
+    """
+    if config.url is None:
+        return
+    try:
+        pool = pool_class.from_url(config.url, **connection_options(config, retry))
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, RedisError) as error:
+        raise ConfigurationError(
+            f"url={masked_url(config.url)!r}: {error}; behind the ? stand options of redis-py's connections"
+        ) from error
 
 
 def server_address(client: Any) -> tuple[str, int | None] | None:

@@ -97,6 +97,7 @@ class EventBus:
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
         )
+        driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not isinstance(client, redis.Redis):
             raise ConfigurationError(
                 f"client={type(client).__name__}: give a redis.Redis (quantum_bus.EventBus takes a redis.asyncio.Redis)"
@@ -375,10 +376,7 @@ class EventBus:
     def _connect_later(self) -> redis.Redis:
         """A client; it opens no connection before it is used."""
         assert self.config.url is not None
-        try:
-            return redis.Redis.from_url(self.config.url, **driver.connection_options(self.config, DriverRetry))
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"url={masked_url(self.config.url)!r}: {error}") from error
+        return redis.Redis.from_url(self.config.url, **driver.connection_options(self.config, DriverRetry))
 
     def _new_link(self, timeout: float) -> Link:
         where = masked_url(self.config.url) if self.config.url else "the given client's address"
