@@ -58,7 +58,7 @@ _PRIVATE_KEY: Final = re.compile(
 # and sometimes without need.
 HINT: Final = re.compile(
     r"passw|passphrase|pwd|secret|token|api[-_ ]?key|authorization|cookie|private[-_ ]?key|access[-_ ]?key|"
-    r"credential|dsn|bearer|://[^\s\"]{0,1024}@"
+    r"credential|dsn|bearer|://(?:(?!://)[^\s\"])*@"
 )
 
 
