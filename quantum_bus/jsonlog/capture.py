@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .sinks import Notice, no_notice
+from .descriptor import Notice, no_notice
 
 
 class CaptureSink:

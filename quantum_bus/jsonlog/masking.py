@@ -54,8 +54,8 @@ _PRIVATE_KEY: Final = re.compile(
     re.DOTALL,
 )
 
-# To be searched in lower case (a fifth of the time of IGNORECASE). Found wherever mask_text could change something,
-# and sometimes without need.
+# The quick look, at text in lower case: a seventh of the time of the patterns above. Each of them finds only what this
+# finds, too.
 HINT: Final = re.compile(
     r"passw|passphrase|pwd|secret|token|api[-_ ]?key|authorization|cookie|private[-_ ]?key|access[-_ ]?key|"
     r"credential|dsn|bearer|://(?:(?!://)[^\s\"])*@"
@@ -77,6 +77,8 @@ def mask_text(text: str) -> str:
 
     The host and user of a URL stay: ``redis://app:***@cache:6379/0``.
     """
+    if HINT.search(text.lower()) is None:
+        return text
     if "://" in text:
         text = _STORE_PASSWORD.sub(rf"\1:{MASK}@", text)
         text = _URL_PASSWORD.sub(rf"://\1:{MASK}@", text)

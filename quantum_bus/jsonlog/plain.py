@@ -27,7 +27,7 @@ _MIN_INT: Final = -(2**63)
 _MAX_INT: Final = 2**64 - 1
 _MAX_PRINTED_BITS: Final = 4096
 # A text longer than this is shortened before it is searched for secrets.
-_LONGEST_SEARCHED: Final = 1 << 20
+LONGEST_SEARCHED: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ def cut(text: str, limit: int) -> str:
 
 def plain_text(text: str, limit: int) -> str:
     """``text`` masked, at most ``limit`` characters, and encodable: a lone surrogate is written as ``\\udc80``."""
-    if len(text) > _LONGEST_SEARCHED:
-        missing = len(text) - _LONGEST_SEARCHED
-        text = text[:_LONGEST_SEARCHED]
+    if len(text) > LONGEST_SEARCHED:
+        missing = len(text) - LONGEST_SEARCHED
+        text = text[:LONGEST_SEARCHED]
         # Half a URL would show the password whose `@` was cut off.
         scheme = text.rfind("://", -4096)
         text = f"{text[:scheme] if scheme >= 0 else text}...[{missing} more characters]"

@@ -18,13 +18,14 @@ from quantum_bus.errors import ConfigurationError
 
 from .active import active
 from .capture import CaptureSink
+from .descriptor import DescriptorSink
 from .encode import SHORTEST_LIMIT, encode_record
 from .fastpath import JsonPipeline
 from .files import DEFAULT_BACKUPS, DEFAULT_MAX_BYTES, RotatingFile
 from .forward import ForwardingPipeline
 from .logger import Logger, service_logger
 from .pipeline import Pipeline, RecordPipeline
-from .sinks import DescriptorSink, Sink, Tee, sink_for
+from .sinks import Sink, Tee, sink_for
 from .stdlib import Takeover, take_over
 from .text import render_record
 

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from quantum_bus.errors import ConfigurationError
-from quantum_bus.jsonlog import close_logging, flush_logging, get_logger, setup_json_logging, sinks
-from quantum_bus.jsonlog.sinks import DescriptorSink, StreamSink, Tee
+from quantum_bus.jsonlog import close_logging, descriptor, flush_logging, get_logger, setup_json_logging
+from quantum_bus.jsonlog.descriptor import DescriptorSink
+from quantum_bus.jsonlog.sinks import StreamSink, Tee
 
 DROPPED = "LOG_RECORDS_DROPPED"
 
@@ -36,11 +37,11 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def failing_write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[int, bytes], int] | None], None]]:
-    """Replace ``os.write`` of the sinks; None puts the real one back."""
+    """Replace ``os.write`` of the sink; None puts the real one back."""
     real = os.write
 
     def install(fake: Callable[[int, bytes], int] | None) -> None:
-        monkeypatch.setattr(sinks, "_write", fake or real)
+        monkeypatch.setattr(descriptor, "_write", fake or real)
 
     yield install
     install(None)
@@ -205,7 +206,7 @@ def test_a_descriptor_closed_behind_our_back_never_raises() -> None:
 
 
 def test_a_pipe_whose_reader_stalls_costs_one_wait_then_lines_not_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "WRITE_TIMEOUT", 0.2)
+    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 0.2)
     reader, writer = os.pipe()
     with open(writer, "wb", buffering=0) as stream, open(reader, "rb", buffering=0) as source:  # noqa: PTH123
         log = setup_json_logging("svc", stream=stream, announce=False)
@@ -283,7 +284,7 @@ def test_a_non_blocking_stream_is_waited_for() -> None:
 def test_a_write_that_would_block_is_tried_again_for_a_while(
     tmp_path: Path, failing_write: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks, "WRITE_TIMEOUT", 0.2)
+    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 0.2)
     log = setup_json_logging("svc", path=tmp_path / "a.jsonl", announce=False)
     real, refused = os.write, []
 
