@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from quantum_bus.demo.redis_server import RedisProcess
+from tests.otlp import Collector
 
 INTENT = "quantum:stream:intent"
 EXECUTION = "quantum:stream:execution"
@@ -217,6 +218,34 @@ def test_what_cannot_be_used_is_said_in_one_line(demo: Demo, arguments: list[str
     assert done.returncode == code
     assert len(done.stderr.splitlines()) == 1
     assert says in done.stderr
+
+
+def test_with_an_endpoint_every_span_of_a_flow_carries_its_id(demo: Demo) -> None:
+    collector = Collector()
+    try:
+        correlation_id = demo.object(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)["correlation_id"]
+    finally:
+        collector.close()
+    own = [span for span in collector.spans if span.trace_id.hex() == correlation_id]
+    children = {span.parent_span_id: span for span in own}
+    chain = [children[b""]]
+    while chain[-1].span_id in children:
+        chain.append(children[chain[-1].span_id])
+    assert [span.name for span in chain] == [
+        "create intent",
+        f"send {INTENT}",
+        f"process {INTENT}",
+        f"send {EXECUTION}",
+        f"process {EXECUTION}",
+    ]
+    assert len(own) == len(chain)
+    for span in chain[1:]:
+        attributes = {pair.key: pair.value.string_value for pair in span.attributes}
+        assert attributes["messaging.message.conversation_id"] == correlation_id
+    assert {resource["service.name"] for resource in collector.resources} == set(SERVICES)
+    for service in SERVICES:
+        of_flow = [line for line in demo.lines(service) if line["correlation_id"] == correlation_id]
+        assert {line["trace_id"] for line in of_flow} == {correlation_id}
 
 
 # --- on a Redis that is there --------------------------------------------------------------------
