@@ -26,7 +26,7 @@ from .inbox import Held, Inbox
 from .link import Link
 from .message import Message
 from .outbox import LOST, Letter, Outbox
-from .run import Run, admit, summary
+from .run import Run, admit
 from .telemetry import Telemetry
 
 Process = Callable[[Any], Awaitable[Any]]
@@ -265,7 +265,7 @@ class Consumer:
         with run.handling(self._telemetry, self.name) as handling:
             error = await self._call(run)
             outcomes = run.end(error, handling.span_context)
-            handling.finish(*summary(outcomes))
+            handling.finish(*run.summary(outcomes))
         for held, outcome in outcomes:
             self._settle(held, outcome)
 

@@ -31,15 +31,17 @@ class Message:
         group: the consumer group it is handled for.
         attempt: handler runs of this group so far, this one included.
         retry_delay: what ``nack`` was given.
+        term_reason: what ``term`` was given.
     """
 
-    __slots__ = ("_incoming", "_settled", "_settlement", "attempt", "group", "retry_delay")
+    __slots__ = ("_incoming", "_settled", "_settlement", "attempt", "group", "retry_delay", "term_reason")
 
     def __init__(self, incoming: Incoming, *, group: str, attempt: int, settlement: Settlement) -> None:
         self._incoming = incoming
         self._settlement = settlement
         self._settled: str | None = None
         self.retry_delay: float | None = None
+        self.term_reason = ""
         self.group = group
         self.attempt = attempt
 
@@ -156,6 +158,7 @@ class Message:
             LeaseLost: another consumer owns it by now; nothing was changed.
         """
         self._settle("term")
+        self.term_reason = reason
         return self._settlement.term(self, reason)  # type: ignore[no-any-return]
 
     def in_progress(self) -> Awaitable[None]:

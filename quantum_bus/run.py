@@ -90,11 +90,17 @@ class Run:
             outcomes.append((held, outcome))
         return outcomes
 
-
-def summary(outcomes: Sequence[tuple[Held, Outcome | None]]) -> tuple[str, Failure | None]:
-    """The worst of a run's outcomes, for its span: one of ``names.OUTCOME_*``, and what was wrong."""
-    for kind, name in ((Bury, names.OUTCOME_DEAD_LETTER), (Again, names.OUTCOME_RETRY)):
-        for _, outcome in outcomes:
-            if isinstance(outcome, (Bury, Again)) and isinstance(outcome, kind):
-                return name, outcome.failure
-    return names.OUTCOME_ACK, None
+    def summary(self, outcomes: Sequence[tuple[Held, Outcome | None]]) -> tuple[str, Failure | None]:
+        """The worst of its outcomes, for its span: one of ``names.OUTCOME_*``, and what was wrong."""
+        worst: Outcome = delivery.ACK
+        for message, (_, decided) in zip(self.messages, outcomes, strict=True):
+            outcome = delivery.after_term(message.term_reason) if message.settled == "term" else decided
+            if isinstance(outcome, Bury) or (isinstance(outcome, Again) and not isinstance(worst, Bury)):
+                worst = outcome
+        match worst:
+            case Bury(failure=failure):
+                return names.OUTCOME_DEAD_LETTER, failure
+            case Again(failure=failed):
+                return names.OUTCOME_RETRY, failed
+            case _:
+                return names.OUTCOME_ACK, None

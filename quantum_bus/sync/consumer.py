@@ -27,7 +27,7 @@ from quantum_bus.handlers import Handler
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.message import Message
 from quantum_bus.outbox import LOST, Letter, Outbox
-from quantum_bus.run import Run, admit, summary
+from quantum_bus.run import Run, admit
 from quantum_bus.telemetry import Telemetry
 
 from .link import Link
@@ -252,7 +252,7 @@ class Consumer:
         with run.handling(self._telemetry, self.name) as handling:
             error = self._call(run)
             outcomes = run.end(error, handling.span_context)
-            handling.finish(*summary(outcomes))
+            handling.finish(*run.summary(outcomes))
         with self._changed:
             self._inbox.ran()
             for held, outcome in outcomes:
