@@ -12,7 +12,15 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from quantum_bus.jsonlog import CaptureSink, Logger, capture_logs, get_logger, log_intent_received, setup_json_logging
+from quantum_bus.jsonlog import (
+    CaptureSink,
+    Logger,
+    capture_logs,
+    fastpath,
+    get_logger,
+    log_intent_received,
+    setup_json_logging,
+)
 from quantum_bus.jsonlog.encode import Clock
 from quantum_bus.propagation import correlation_scope
 
@@ -201,6 +209,21 @@ def test_time_is_rfc_3339_in_utc_with_microseconds(log: Logger, logs: CaptureSin
     for record in logs.records:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record["ts"])
         assert abs((datetime.fromisoformat(record["ts"]) - before).total_seconds()) < 60
+
+
+def test_lines_follow_the_clock_over_seconds_and_back(
+    log: Logger, logs: CaptureSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.info("x")
+    for micros, text in [
+        (1_767_435_323_999_999, "2026-01-03T10:15:23.999999Z"),
+        (1_767_435_324_000_000, "2026-01-03T10:15:24.000000Z"),
+        (1_767_435_323_000_042, "2026-01-03T10:15:23.000042Z"),
+        (1_767_521_724_000_001, "2026-01-04T10:15:24.000001Z"),
+    ]:
+        monkeypatch.setattr(fastpath, "time_ns", lambda micros=micros: micros * 1000 + 999)
+        log.info("x")
+        assert logs.records[-1]["ts"] == text
 
 
 @pytest.mark.parametrize(

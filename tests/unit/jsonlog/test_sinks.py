@@ -22,6 +22,10 @@ import pytest
 from quantum_bus.errors import ConfigurationError
 from quantum_bus.jsonlog import close_logging, descriptor, flush_logging, get_logger, setup_json_logging
 from quantum_bus.jsonlog.descriptor import DescriptorSink
+from quantum_bus.jsonlog.encode import Clock
+from quantum_bus.jsonlog.files import RotatingFile
+from quantum_bus.jsonlog.pipeline import RecordPipeline
+from quantum_bus.jsonlog.record import Context, Record
 from quantum_bus.jsonlog.sinks import StreamSink, Tee
 
 DROPPED = "LOG_RECORDS_DROPPED"
@@ -343,6 +347,29 @@ def test_a_line_into_a_closed_sink_is_dropped_not_written_elsewhere(tmp_path: Pa
         sink.flush()
     assert sink.dropped == 1
     assert (tmp_path / "a").read_bytes() == b""
+
+
+def test_a_closed_sink_gives_its_file_free_even_while_a_thread_still_knows_it(tmp_path: Path) -> None:
+    def claim() -> DescriptorSink:
+        return DescriptorSink.for_file(RotatingFile(tmp_path / "a.jsonl", max_bytes=100_000, backups=1))
+
+    first = claim()
+    first.close()
+    second = claim()
+    second.write(b"x\n")
+    second.close()
+    assert first.dropped == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_record_that_cannot_even_be_encoded_is_counted() -> None:
+    def encode(record: Record, clock: Clock, limit: int) -> bytes:
+        raise MemoryError(record, clock, limit)
+
+    pipeline = RecordPipeline("svc", 0, StreamSink(io.StringIO()), encode, 4096)
+    pipeline.emit(20, Context(), "x", (), {})
+    pipeline.emit_stdlib(logging.makeLogRecord({"levelno": 20, "msg": "x"}))
+    assert pipeline.dropped == 2
 
 
 @pytest.mark.parametrize("kind", ["descriptor", "stream"])
