@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from quantum_bus import names
+
 from .descriptor import Notice, no_notice
 
 
@@ -28,7 +30,7 @@ class CaptureSink:
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The records of one event."""
-        return [record for record in self.records if record["event"] == event]
+        return [record for record in self.records if record[names.LOG_EVENT] == event]
 
     def clear(self) -> None:
         """Forget what was logged so far."""

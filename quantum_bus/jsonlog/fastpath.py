@@ -34,6 +34,8 @@ _CACHED_TEXTS: Final = 1024
 _LONGEST_CACHED: Final = 256
 
 _dumps = orjson.dumps
+_EVENT: Final = names.LOG_EVENT
+_CORRELATION_ID: Final = names.LOG_CORRELATION_ID
 _APPEND_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _HINT = HINT.search
 _DIGITS: Final = tuple(b"%03d" % number for number in range(1000))  # looked up in half the time of formatting
@@ -91,9 +93,9 @@ class JsonPipeline:
         try:
             comma, rest, ordinary = b"", b"}\n", True
             if fields:
-                event = fields.pop("event", event)
+                event = fields.pop(_EVENT, event)
                 if not context.ordinary.issuperset(fields):
-                    correlation_id = fields.pop("correlation_id", correlation_id)
+                    correlation_id = fields.pop(_CORRELATION_ID, correlation_id)
                     ordinary = context.learn(fields)
             if fields:
                 comma, rest = b",", _dumps(fields, None, _APPEND_NEWLINE)[1:]
@@ -153,9 +155,9 @@ class JsonPipeline:
         except Exception:  # noqa: BLE001, S110 - what orjson or a foreign __eq__ refuses is not ordinary
             pass
         if event is not context.event:
-            fields["event"] = event
+            fields[_EVENT] = event
         if correlation_id is not context.correlation_id:
-            fields["correlation_id"] = correlation_id
+            fields[_CORRELATION_ID] = correlation_id
         self._learn(level, context, event)
         self._slow.emit(level, context, msg, args, fields, micros)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from quantum_bus import names
 from quantum_bus.propagation import get_correlation_id
 
 from .logrecord import as_extra
@@ -40,7 +41,11 @@ class ForwardingPipeline:
             call = read_call(context, msg, args, fields)
             shown = plain_object(call.fields, _FORWARDED)
             text = " ".join((call.msg, *(f"{name}={value!r}" for name, value in shown.items())))
-            added = {"event": call.event, "correlation_id": call.correlation_id or get_correlation_id(), **shown}
+            added = {
+                names.LOG_EVENT: call.event,
+                names.LOG_CORRELATION_ID: call.correlation_id or get_correlation_id(),
+                **shown,
+            }
             exc_info: object = fields.get("exc_info")
             logger.log(
                 level,

@@ -93,9 +93,9 @@ def _log(
     fields: dict[str, Any],
     correlation_id: str | None = None,
 ) -> None:
-    fields["event"] = event
+    fields[names.LOG_EVENT] = event
     if correlation_id is not None:
-        fields["correlation_id"] = correlation_id
+        fields[names.LOG_CORRELATION_ID] = correlation_id
     if isinstance(logger, Logger):
         logger.log(level, msg, **fields)
         return
