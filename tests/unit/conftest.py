@@ -5,5 +5,5 @@ import os
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None, database=None, derandomize=bool(os.environ.get("CI")))
-settings.register_profile("thorough", deadline=None, database=None, max_examples=5_000)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
