@@ -417,7 +417,7 @@ class EventBus:
         deadline = loop.time() + timeout
         journal.draining(self.config.service)
         try:
-            await asyncio.gather(*(consumer.stop_reading() for consumer in self._consumers))
+            await asyncio.gather(*(consumer.stop_reading(deadline) for consumer in self._consumers))
             left = await asyncio.gather(*(consumer.drain(deadline) for consumer in self._consumers))
             await self._publishes_done(deadline)
             if abandoned := sum(left):

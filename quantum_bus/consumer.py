@@ -98,8 +98,8 @@ class Consumer:
         self._writing = asyncio.create_task(self._write(), name=f"quantum_bus writer {self.name}")
         self._reading = asyncio.create_task(self._read(), name=f"quantum_bus reader {self.name}")
 
-    async def stop_reading(self) -> None:
-        """Take no new messages.
+    async def stop_reading(self, deadline: float) -> None:
+        """Take no new messages; returns at the deadline at the latest, or a moment after it.
 
         A read that blocks is told by the server to return; it is not cancelled, for its entries would be stranded with
         this consumer. What it brought is still handled.
@@ -108,14 +108,19 @@ class Consumer:
         self._room.set()
         if self._reading is None:
             return
-        while not self._reading.done():
-            if self._reader.client_id is not None and self._reader.connected:
-                try:
-                    await self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id))
-                except QuantumBusError:
-                    journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
-            # again, for the read may have been on its way still, on a connection of its own
-            await asyncio.wait([self._reading], timeout=streams.UNBLOCK_AGAIN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(max(deadline, self._loop.time() + streams.UNBLOCK_PATIENCE)):
+                while not self._reading.done():
+                    await self._unblock()
+                    await asyncio.wait([self._reading], timeout=streams.UNBLOCK_AGAIN)
+
+    async def _unblock(self) -> None:
+        if self._reader.client_id is None or not self._reader.connected:
+            return
+        try:
+            await self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id))
+        except QuantumBusError:
+            journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
 
     async def drain(self, deadline: float) -> int:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the loop's clock.
@@ -202,11 +207,14 @@ class Consumer:
                 journal.log.debug("The groups could not be made", exc_info=True)  # the next read meets it, and says so
 
     async def _make_group(self, stream: str, start: str, *, again: bool) -> None:
-        reply = await self._commands.execute_one(streams.create_group(stream, self.config.group, start))
+        reply, groups = await self._commands.execute(
+            streams.create_group(stream, self.config.group, start), streams.list_groups(stream)
+        )
         if isinstance(reply, ConnectionLost):
             raise reply
         if isinstance(reply, RedisError):
-            if driver.is_busy_group(reply):
+            # a Redis that is out of memory refuses to make even a group that is there
+            if driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
                 return
             raise driver.group_error(reply, stream, self.config.group) from reply
         journal.group_made(stream, self.config.group, start, again=again)

@@ -19,6 +19,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry as ThreadsRetry
 
 from .config import BusConfig, masked_url
 from .errors import BackPressure, ConfigurationError, ConnectionLost, PublishError, QuantumBusError
@@ -35,16 +36,17 @@ CREDENTIAL_ERRORS: Final = (AuthenticationError, AuthorizationError)
 def connection_options(config: BusConfig, retry: type[Any]) -> dict[str, Any]:
     """Keyword arguments for redis-py's ``from_url``.
 
-    No retry of its own: redis-py would send an XADD again after a lost reply, blindly. No socket timeout either:
-    every request here has a deadline of its own, and a blocking read outlives any one of them. RESP2 is what every
-    supported server speaks.
+    No retry of its own: redis-py would send an XADD again after a lost reply, blindly. A socket timeout for threads
+    only, where it bounds the handshake of a new connection: every request has a deadline of its own, which is what
+    counts while a reply is read; asyncio's link bounds its handshake itself. RESP2 is what every supported server
+    speaks.
 
     Args:
         retry: ``redis.asyncio.retry.Retry`` or ``redis.retry.Retry``.
     """
     return {
         "socket_connect_timeout": config.connect_timeout,
-        "socket_timeout": None,
+        "socket_timeout": config.reply_timeout if retry is ThreadsRetry else None,
         "socket_keepalive": True,
         "health_check_interval": 0,
         "retry": retry(NoBackoff(), 0),

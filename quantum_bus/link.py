@@ -171,11 +171,15 @@ class Link:
             return refusal
 
     async def _connected(self) -> AbstractConnection:
+        if self._connection is not None and self._connection.is_connected:
+            return self._connection
         try:
-            if self._connection is None:
-                self._connection = await self._pool.get_connection()
-            elif not self._connection.is_connected:
-                await self._connection.connect()
+            # redis-py bounds how long TCP may take, and not the handshake behind it
+            async with asyncio.timeout(self._timeout):
+                if self._connection is None:
+                    self._connection = await self._pool.get_connection()
+                else:
+                    await self._connection.connect()
         except driver.CONNECTION_ERRORS as error:
             raise driver.connect_error(error, self._where) from error
         return self._connection

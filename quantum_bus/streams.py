@@ -26,7 +26,9 @@ NEXT_ENTRY: Final = ">"
 RECOVERY_PAGE: Final = 100
 # A blocking read may take this much longer than it blocks before its connection counts as dead, seconds.
 BLOCK_MARGIN: Final = 5.0
-# A read that was on its way while it was to be unblocked is told again after so many seconds.
+# A stopping consumer's read has so many seconds to return, also past the deadline: entries of one that is cut off would
+# be stranded. It may still be on its way when it is told to, on a connection of its own: it is told again and again.
+UNBLOCK_PATIENCE: Final = 1.0
 UNBLOCK_AGAIN: Final = 0.02
 
 
@@ -75,6 +77,19 @@ def add(stream: str, fields: Sequence[bytes | str]) -> Command:
 def create_group(stream: str, group: str, start: str) -> Command:
     """XGROUP CREATE with MKSTREAM; ``start`` is an entry id, ``0`` or ``$``."""
     return ("XGROUP", "CREATE", stream, group, start, "MKSTREAM")
+
+
+def list_groups(stream: str) -> Command:
+    """XINFO GROUPS."""
+    return ("XINFO", "GROUPS", stream)
+
+
+def parse_groups(reply: Any) -> Sequence[str]:
+    """The groups' names in an XINFO GROUPS reply of RESP2 (lists) or RESP3 (maps); none in an error."""
+    if not isinstance(reply, list):
+        return ()
+    maps = (item if isinstance(item, Mapping) else dict(zip(item[::2], item[1::2], strict=True)) for item in reply)
+    return [item[b"name"].decode() for item in maps]
 
 
 def read_new(group: str, consumer: str, streams: Sequence[str], *, count: int, block_ms: int) -> Command:

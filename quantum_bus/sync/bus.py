@@ -328,7 +328,7 @@ class EventBus:
         journal.draining(self.config.service)
         try:
             for consumer in self._consumers:
-                consumer.stop_reading()
+                consumer.stop_reading(deadline)
             abandoned = sum(consumer.drain(deadline) for consumer in self._consumers)
             with self._changed:
                 self._changed.wait_for(lambda: not self._publishing, max(0.0, deadline - time.monotonic()))

@@ -93,18 +93,18 @@ class Consumer:
         for thread in (self._writing, *self._workers, self._reading):
             thread.start()
 
-    def stop_reading(self) -> None:
-        """Take no new messages; a read that blocks is told by the server to return, and what it brings is handled."""
+    def stop_reading(self, deadline: float) -> None:
+        """Take no new messages; as over asyncio."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
-        until = monotonic() + self._bus.block
-        while self._reader.client_id is not None and self._reading.is_alive() and monotonic() < until:
-            try:
-                self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id))
-            except QuantumBusError:
-                journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
-            # again, for the read may have been on its way still, on a connection of its own
+        until = max(deadline, monotonic() + streams.UNBLOCK_PATIENCE)
+        while self._reading.is_alive() and (left := until - monotonic()) > 0:
+            if self._reader.client_id is not None:
+                try:
+                    self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id), timeout=left)
+                except QuantumBusError:
+                    journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
             self._reading.join(streams.UNBLOCK_AGAIN)
 
     def drain(self, deadline: float) -> int:
@@ -190,11 +190,14 @@ class Consumer:
                 journal.log.debug("The groups could not be made", exc_info=True)  # the next read meets it, and says so
 
     def _make_group(self, stream: str, start: str, *, again: bool) -> None:
-        reply = self._commands.execute_one(streams.create_group(stream, self.config.group, start))
+        reply, groups = self._commands.execute(
+            streams.create_group(stream, self.config.group, start), streams.list_groups(stream)
+        )
         if isinstance(reply, ConnectionLost):
             raise reply
         if isinstance(reply, RedisError):
-            if driver.is_busy_group(reply):
+            # a Redis that is out of memory refuses to make even a group that is there
+            if driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
                 return
             raise driver.group_error(reply, stream, self.config.group) from reply
         journal.group_made(stream, self.config.group, start, again=again)
