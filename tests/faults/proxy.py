@@ -37,6 +37,7 @@ class Proxy:
         self._sessions: set[_Session] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lose: Counter[str] = Counter()
+        self._spare: Counter[str] = Counter()
         self._held: tuple[str, int, threading.Event] | None = None
         self._go_on = asyncio.Event()
         self.lost: Counter[str] = Counter()
@@ -49,12 +50,17 @@ class Proxy:
 
     # --- what to do ------------------------------------------------------------------------------
 
-    def lose_reply(self, command: str, *, count: int = 1) -> None:
+    def lose_reply(self, command: str, *, count: int = 1, after: int = 0) -> None:
         """Redis carries the command out; instead of its reply the client sees the connection closed. `count` times.
 
-        Of a command that blocks, only a reply that holds something counts.
+        Of a command that blocks, only a reply that holds something counts. The first `after` replies get through.
         """
-        self._call(lambda: self._lose.update({command: count}))
+
+        def lose() -> None:
+            self._lose[command] = count
+            self._spare[command] = after
+
+        self._call(lose)
 
     def hold(self, command: str, *, after: int = 0) -> threading.Event:
         """Do not pass on the next such command, but for `after` of them, nor what comes behind it, until `release`.
@@ -182,6 +188,9 @@ class Proxy:
     def loses(self, command: str, reply: bytes) -> bool:
         """Whether this reply is to be lost."""
         if not self._lose[command] or reply in (b"*-1\r\n", b"$-1\r\n"):
+            return False
+        if self._spare[command]:
+            self._spare[command] -= 1
             return False
         self._lose[command] -= 1
         self.lost[command] += 1
