@@ -33,6 +33,7 @@ from quantum_bus.envelope import (
     timestamp,
 )
 from quantum_bus.errors import ConfigurationError, PayloadTooLarge, SerializationError
+from tests.unit.hostile import hostile_text
 from tests.unit.w3c import has_controls, is_baggage, is_correlation_id, is_traceparent, is_tracestate
 
 LIMIT = 1_048_576
@@ -196,7 +197,7 @@ def test_a_payload_may_be_as_long_as_the_limit_and_no_longer() -> None:
         prepare(Event("\u00fc" * 50), max_payload_bytes=100)
 
 
-ANY_TEXT = st.text(st.characters(), max_size=30)  # lone surrogates, too
+ANY_TEXT = hostile_text(30)
 UTF8 = st.text(st.characters(codec="utf-8"))
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
