@@ -365,11 +365,11 @@ class Consumer:
 
     # --- by hand ---------------------------------------------------------------------------------
 
-    async def post_by_hand(self, held: Held, bury: Bury | None) -> None:
-        """Ack or dead-letter now, and wait until Redis has done it.
+    def post_by_hand(self, held: Held, bury: Bury | None) -> Coroutine[Any, Any, None]:
+        """Ack or dead-letter now, awaited or not; the coroutine returns when Redis has done it.
 
         Raises:
-            LeaseLost: another consumer owns the message by now.
+            LeaseLost: in the coroutine; another consumer owns the message by now.
         """
         future: asyncio.Future[str] = self._loop.create_future()
 
@@ -382,8 +382,12 @@ class Consumer:
             self._ack(held, settled)
         else:
             self._bury(held, bury, settled)
-        if await future == LOST:
-            raise held.lease_lost()
+
+        async def confirmed() -> None:
+            if await future == LOST:
+                raise held.lease_lost()
+
+        return confirmed()
 
     async def keep_by_hand(self, held: Held) -> None:
         """Renew the lease.
@@ -418,23 +422,32 @@ class ByHand:
             self._held.pop(message, None)
 
     def ack(self, message: Message) -> Any:
-        return self._carry(self._consumer.post_by_hand(self._held[message], None))
+        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], None))
 
     def nack(self, message: Message) -> Any:  # noqa: ARG002 - the run's end reads it off the message
-        return self._carry(asyncio.sleep(0))
+        return self._carry(lambda: asyncio.sleep(0))
 
     def term(self, message: Message, reason: str) -> Any:
-        return self._carry(self._consumer.post_by_hand(self._held[message], delivery.after_term(reason)))
+        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], delivery.after_term(reason)))
 
     def in_progress(self, message: Message) -> Any:
-        return self._carry(self._consumer.keep_by_hand(self._held[message]))
+        return self._carry(lambda: self._consumer.keep_by_hand(self._held[message]))
 
-    def _carry(self, call: Coroutine[Any, Any, None]) -> Any:
+    def _carry(self, call: Callable[[], Coroutine[Any, Any, None]]) -> Any:
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # a worker thread: block until Redis has answered
-            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
-        return call
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            return call()
+
+        async def called() -> None:
+            await call()
+
+        future = asyncio.run_coroutine_threadsafe(called(), self._loop)
+        if running is None:  # a worker thread: block until Redis has answered
+            return future.result()
+        return asyncio.wrap_future(future)  # a worker thread that runs an event loop of its own
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

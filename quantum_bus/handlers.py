@@ -12,11 +12,12 @@ import dataclasses
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+import msgspec.inspect
 
 from .envelope import Incoming
 from .errors import ConfigurationError
@@ -168,20 +169,38 @@ def _converter(annotation: Any, parameter: str) -> Convert:
         return _parsed
     if _is_pydantic(annotation):
         return _pydantic(annotation, parameter)
+    wrong = f"{parameter}: a payload cannot become {annotation!r}"
+    right = "annotate it as dict, a dataclass, a TypedDict or a pydantic model"
     try:
         decode = msgspec.json.Decoder(annotation).decode
+        foreign = _foreign_class(msgspec.inspect.type_info(annotation))
     except TypeError as error:
-        if "pydantic" in sys.modules:  # a type that msgspec does not know, such as a list of pydantic models
+        raise ConfigurationError(f"{wrong} ({error}); {right}") from error
+    if foreign is not None:
+        if "pydantic" in sys.modules:  # such as a list of pydantic models
             return _pydantic(annotation, parameter)
-        raise ConfigurationError(
-            f"{parameter}: a payload cannot become {annotation!r} ({error}); annotate it as dict, a dataclass, a "
-            "TypedDict or a pydantic model"
-        ) from error
+        raise ConfigurationError(f"{wrong}: nothing is known of {foreign.__qualname__}; {right}")
     return lambda incoming: decode(incoming.raw)
 
 
 def _parsed(incoming: Incoming) -> Any:
     return incoming.data
+
+
+def _foreign_class(info: Any, seen: frozenset[int] = frozenset()) -> type | None:
+    """A class, anywhere inside a type, that msgspec takes as it is but never makes; None where there is none."""
+    if isinstance(info, msgspec.inspect.CustomType):
+        return info.cls
+    if id(info) in seen:  # a type that holds itself
+        return None
+    seen |= {id(info)}
+    if isinstance(info, (msgspec.inspect.Type, msgspec.inspect.Field)):
+        inside: Iterable[Any] = (getattr(info, name) for name in info.__struct_fields__)
+    elif isinstance(info, tuple):
+        inside = info
+    else:
+        return None
+    return next((found for item in inside if (found := _foreign_class(item, seen)) is not None), None)
 
 
 def _is_pydantic(annotation: Any) -> bool:

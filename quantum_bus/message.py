@@ -144,8 +144,10 @@ class Message:
         Raises:
             MessageAlreadySettled: it was settled before.
         """
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
+        if delay is not None:
+            number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+            if not number or not 0 <= delay < float("inf"):
+                raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
         self._settle("nack")
         self.retry_delay = delay
         return self._settlement.nack(self)  # type: ignore[no-any-return]
@@ -157,6 +159,8 @@ class Message:
             MessageAlreadySettled: it was settled before.
             LeaseLost: another consumer owns it by now; nothing was changed.
         """
+        if not isinstance(reason, str):
+            raise ConfigurationError(f"reason={reason!r}: give a str")
         self._settle("term")
         self.term_reason = reason
         return self._settlement.term(self, reason)  # type: ignore[no-any-return]

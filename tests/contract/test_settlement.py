@@ -196,6 +196,60 @@ async def test_a_delay_that_never_ends_is_refused(
         await eventually(lambda: all_acked(redis_client, stream))
 
 
+@pytest.mark.parametrize("reason", [None, 7, b"bytes"])
+async def test_a_reason_that_is_no_text_is_refused_and_the_message_is_settled_otherwise(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, dlq: str, reason: Any
+) -> None:
+    bus = buses()
+
+    @bus.subscriber(stream, retry=Retry(max_attempts=1))
+    async def handle(message: Message) -> None:
+        await settled(message.term(reason))
+
+    await bus.publish(stream, {})
+    async with bus:
+        [dead] = await eventually(lambda: stored(redis_client, dlq))
+        await eventually(lambda: all_acked(redis_client, stream))
+    assert dead["dlq.error_type"] == "quantum_bus.errors.ConfigurationError"
+
+
+@pytest.mark.parametrize("twin", [ASYNCIO])
+@pytest.mark.parametrize("how", ["ack", "term"])
+async def test_a_forgotten_await_is_warned_of_and_the_message_is_settled_all_the_same(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, how: str
+) -> None:
+    bus = buses()
+
+    @bus.subscriber(stream)
+    async def handle(message: Message) -> None:
+        _settle(message, how)
+
+    await bus.publish(stream, {})
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        async with bus:
+            await eventually(lambda: all_acked(redis_client, stream))
+
+
+@pytest.mark.parametrize("twin", [ASYNCIO])
+async def test_a_def_handler_may_settle_from_an_event_loop_of_its_own(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, dlq: str
+) -> None:
+    bus = buses()
+
+    @bus.subscriber(stream, retry=Retry(max_attempts=1))
+    def handle(message: Message) -> None:
+        async def settle() -> None:
+            await message.in_progress()
+            await message.ack()
+
+        asyncio.run(settle())
+
+    await bus.publish(stream, {})
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+    assert not await stored(redis_client, dlq)
+
+
 # --- a lease that is lost ----------------------------------------------------------------------------------------
 
 
