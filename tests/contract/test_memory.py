@@ -1,0 +1,76 @@
+"""Memory stays flat, however many messages go through."""
+
+import ctypes
+import gc
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantum_bus import Message
+from quantum_bus.demo.redis_server import start_redis
+from tests.contract.backends import Backend
+from tests.contract.conditions import eventually
+from tests.contract.twins import Buses
+from tests.servers import series_to_test, server_of
+
+MESSAGES = 200_000
+WARM_UP = 20_000
+CHUNK = 1_000
+# What 180,000 messages may add: an object kept for each would be 9 MB or more.
+MAY_GROW_BY = 4_000_000
+
+
+def resident() -> int:
+    """Bytes of this process in memory, with what is free given back first."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+@pytest.fixture
+def newest() -> Iterator[Backend]:
+    series = series_to_test()[-1]
+    with start_redis(server_of(series)) as server:
+        yield Backend(series, server.url)
+
+
+@pytest.mark.timeout(240)
+async def test_memory_is_flat_over_two_hundred_thousand_messages(twin: str, newest: Backend) -> None:
+    buses = Buses(twin, newest)
+    bus = buses()
+    client = newest.asyncio_client()
+    handled = 0
+    counting = threading.Lock()
+
+    @bus.subscriber("s")
+    async def handle(order: dict[str, Any], message: Message) -> None:
+        nonlocal handled
+        with counting:
+            handled += 1
+
+    payload = {"symbol": "BTCUSDT", "quantity": 1.5, "note": "x" * 50}
+
+    async def through(count: int) -> None:
+        for wanted in range(handled + CHUNK, handled + count + 1, CHUNK):
+            await bus.publish_many("s", [payload] * CHUNK)
+            await eventually(lambda wanted=wanted: handled >= wanted)
+            await client.xtrim("s", maxlen=2 * CHUNK)
+
+    async with bus:
+        await through(WARM_UP)
+        before = resident()
+        await through(MESSAGES - WARM_UP)
+        grown = resident() - before
+    print(f"{twin}: {MESSAGES - WARM_UP:,} messages more, {grown / 1e6:+.2f} MB")  # noqa: T201 - worth reading
+    assert handled == MESSAGES
+    assert grown < MAY_GROW_BY
+    await client.aclose()
+    await buses.stop()
