@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -20,11 +20,13 @@ from redis.asyncio.retry import Retry as DriverRetry
 from . import config as options
 from . import driver, journal
 from .backoff import Backoff
+from .blocking_link import Link as BlockingLink
 from .config import STOP_SIGNALS, BusConfig, Retry, Start, State, TraceMode, check_stream, check_timeout, masked_url
 from .consumer import Consumer, Process
 from .envelope import Event, Receipt
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
+from .heartbeat import BEATS, Heartbeat, Lease
 from .link import Link
 from .publisher import Publisher
 from .subscriptions import Subscriptions
@@ -67,6 +69,7 @@ class EventBus:
         block: seconds an idle read waits at the server before it is sent again.
         backoff_initial: longest first pause before Redis is tried again, seconds; doubled each time.
         backoff_maximum: longest of these pauses, seconds.
+        completed: completion records to keep for each stream, about; each write of outcomes makes one. 0 keeps none.
         tracer_provider: instead of OpenTelemetry's global one.
         meter_provider: instead of OpenTelemetry's global one.
 
@@ -90,6 +93,7 @@ class EventBus:
         block: float = options.DEFAULT_BLOCK,
         backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
         backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
+        completed: int = options.DEFAULT_COMPLETED,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -106,6 +110,7 @@ class EventBus:
             block=block,
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
+            completed=completed,
         )
         driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not (isinstance(client, redis.Redis) and hasattr(client, "connection_pool")):
@@ -127,6 +132,8 @@ class EventBus:
         self._telemetry: Telemetry | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._stop_requested: asyncio.Event | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._publishing = 0
         self._published: asyncio.Event | None = None
 
@@ -378,10 +385,31 @@ class EventBus:
                 await consumer.prepare()
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()
+            self._keep_leases([consumer.lease() for consumer in self._consumers])
         except BaseException:
             await self._close()
             raise
         journal.started(self.config.service, len(self._consumers))
+
+    def _keep_leases(self, leases: Sequence[Lease]) -> None:
+        """Renew leases from a thread; for a client whose connections only it can make, from the event loop."""
+        if not leases:
+            return
+        pool = driver.blocking_pool(self.config, self._client)
+        if pool is not None:
+            self._heartbeat = Heartbeat(BlockingLink(pool, timeout=self.config.reply_timeout, where="Redis"), leases)
+            self._heartbeat.start()
+        else:
+            self._beating = asyncio.create_task(self._beat(leases), name="quantum_bus heartbeat")
+
+    async def _beat(self, leases: Sequence[Lease]) -> None:
+        assert self._link is not None
+        while True:
+            await asyncio.sleep(min(lease.ack_wait for lease in leases) / BEATS)
+            for lease in leases:
+                renewals = lease.commands()
+                with contextlib.suppress(ConnectionLost, ConfigurationError):  # the readers meet it too, and say so
+                    lease.answered(renewals, await self._link.execute(*renewals))
 
     async def _reach(self, link: Link) -> None:
         """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""
@@ -507,6 +535,10 @@ class EventBus:
 
     async def _close(self) -> None:
         self._state = State.CLOSED
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        if self._beating is not None:
+            self._beating.cancel()
         for consumer in self._consumers:
             await consumer.close()
         if self._link is not None:

@@ -30,6 +30,7 @@ DEFAULT_PUBLISH_TIMEOUT: Final = 5.0
 DEFAULT_STOP_TIMEOUT: Final = 30.0
 DEFAULT_BACKOFF_INITIAL: Final = 0.05
 DEFAULT_BACKOFF_MAXIMUM: Final = 2.0
+DEFAULT_COMPLETED: Final = 10_000
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -167,6 +168,7 @@ class BusConfig:
     send_baggage: bool = True
     backoff_initial: float = DEFAULT_BACKOFF_INITIAL
     backoff_maximum: float = DEFAULT_BACKOFF_MAXIMUM
+    completed: int = DEFAULT_COMPLETED
 
     def __post_init__(self) -> None:
         if self.url is not None:
@@ -185,6 +187,8 @@ class BusConfig:
         if self.prefix:
             _encodable("prefix", self.prefix)
         _count("max_payload_bytes", self.max_payload_bytes)
+        if self.completed != 0:
+            _count("completed", self.completed)
         for option in ("sampled", "send_baggage"):
             if not isinstance(getattr(self, option), bool):
                 raise ConfigurationError(f"{option}={getattr(self, option)!r}: give True or False")

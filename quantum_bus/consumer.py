@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -18,15 +18,16 @@ from redis.exceptions import RedisError
 from . import delivery, driver, journal, streams
 from .backoff import Backoff
 from .config import BusConfig, SubscriberConfig
-from .delivery import Ack, Again, Bury, Outcome
-from .envelope import Entry, decode, timestamp
+from .delivery import Outcome
 from .errors import ConfigurationError, ConnectionLost, QuantumBusError
 from .handlers import Handler
+from .heartbeat import Lease
 from .inbox import Held, Inbox
-from .link import Link
+from .link import Link, Reply
 from .message import Message
 from .outbox import LOST, Letter, Outbox
 from .run import Run, admit
+from .sources import NotOwned, Sources
 from .telemetry import Telemetry
 
 Process = Callable[[Any], Awaitable[Any]]
@@ -67,16 +68,21 @@ class Consumer:
         self._wrap = wrap
         self._threads = threads
         self._loop = asyncio.get_running_loop()
+        self._sources = Sources(config, name, bus, clock=self._loop.time)
         self._inbox = Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
-        self._outbox = Outbox(group=config.group, consumer=name, config=bus, clock=self._loop.time)
+        self._outbox = Outbox(
+            group=config.group, consumer=name, keys=self._sources.keys, config=bus, clock=self._loop.time
+        )
         self._by_hand = ByHand(self)
         self._stopping = asyncio.Event()
-        self._late = False
         self._room = asyncio.Event()
         self._posted = asyncio.Event()
+        self._scheduled = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
         self._runs: dict[asyncio.Task[None], Run] = {}
+        self._notes: set[asyncio.Task[None]] = set()
         self._context = contextvars.copy_context()
 
     # --- life ------------------------------------------------------------------------------------
@@ -88,24 +94,34 @@ class Consumer:
             ConfigurationError: a stream's key holds something else, or this user may not make the group.
             ConnectionLost: Redis cannot be reached.
         """
-        start = streams.FIRST_ENTRY if self.config.start == "beginning" else streams.LAST_ENTRY
-        for stream in self.config.streams:
-            await self._make_group(stream, start, again=False)
+        await self._make_groups(again=False)
         await self._reader.identify()
 
     def begin(self) -> None:
         """Begin to read and to handle."""
         self._writing = asyncio.create_task(self._write(), name=f"quantum_bus writer {self.name}")
+        self._moving = asyncio.create_task(self._move(), name=f"quantum_bus scheduler {self.name}")
         self._reading = asyncio.create_task(self._read(), name=f"quantum_bus reader {self.name}")
 
+    def lease(self) -> Lease:
+        """What the heartbeat is to keep alive."""
+
+        def not_owned(keys: NotOwned) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                self._loop.call_soon_threadsafe(self._not_owned, keys)
+
+        return Lease(self.config.group, self.name, self.config.ack_wait, self._inbox.keys, not_owned)
+
     async def stop_reading(self, deadline: float) -> None:
-        """Take no new messages; returns at the deadline at the latest, or a moment after it.
+        """Take no new messages, and give up at once what has not been begun; at the deadline at the latest, or a
+        moment after it.
 
         A read that blocks is told by the server to return; it is not cancelled, for its entries would be stranded with
-        this consumer. What it brought is still handled.
+        this consumer.
         """
         self._stopping.set()
         self._room.set()
+        self._scheduled.set()
         if self._reading is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -113,6 +129,7 @@ class Consumer:
                 while not self._reading.done():
                     await self._unblock()
                     await asyncio.wait([self._reading], timeout=streams.UNBLOCK_AGAIN)
+        await self._release(self._inbox.drop_waiting())
 
     async def _unblock(self) -> None:
         if self._reader.client_id is None or not self._reader.connected:
@@ -126,15 +143,17 @@ class Consumer:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the loop's clock.
 
         Returns:
-            How many messages had to be abandoned; they stay pending in Redis.
+            How many messages had to be abandoned; they stay pending in Redis, for others to take over.
         """
-        while self._runs and (left := deadline - self._loop.time()) > 0:  # each that ends may begin another
-            await asyncio.wait(self._runs, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        self._late = True
-        for task in self._runs:
-            task.cancel()
         if self._runs:
-            await asyncio.wait(self._runs, timeout=1.0)
+            await asyncio.wait(self._runs, timeout=max(0.0, deadline - self._loop.time()))
+        cut_off = list(self._runs.items())
+        for task, _ in cut_off:
+            task.cancel()
+        if cut_off:
+            await asyncio.wait([task for task, _ in cut_off], timeout=1.0)
+        if self._handler.is_async:  # a thread goes on: its lease has to run out
+            await self._release([held for _, run in cut_off for held in run.held])
         if self._writing is not None:
             self._posted.set()  # with nothing left to write, it ends
             await asyncio.wait([self._writing], timeout=max(0.0, deadline - self._loop.time()))
@@ -142,140 +161,190 @@ class Consumer:
 
     async def close(self) -> None:
         """End what still runs, and give the reader's connection back."""
-        tasks = [task for task in (self._reading, self._writing, *self._runs) if task is not None]
-        for task in tasks:
+        tasks = [self._reading, self._writing, self._moving, *self._runs, *self._notes]
+        running = [task for task in tasks if task is not None]
+        for task in running:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        if running:
+            await asyncio.wait(running, timeout=1.0)
         await self._reader.close()
+
+    async def _release(self, given_up: Sequence[Held]) -> None:
+        commands = self._sources.release([held.key for held in given_up])
+        if commands:
+            try:
+                async with asyncio.timeout(streams.UNBLOCK_PATIENCE):
+                    await self._commands.execute(*commands)
+            except (QuantumBusError, TimeoutError):
+                journal.log.debug("Leases could not be released; they run out by themselves", exc_info=True)
 
     # --- reading ---------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        config = self.config
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
-        block_ms = max(1, int(self._bus.block * 1000))
-        recover = False
+        lost = False
         while not self._stopping.is_set():
             try:
-                if recover:
+                if lost:
                     await self._reader.identify()
-                    await self._recover()
-                    recover = False
+                    await self._recover_own()
+                    lost = False
                 room = self._inbox.room()
                 if room < 1:
                     self._room.clear()
                     await self._room.wait()
                     continue
-                command = streams.read_new(config.group, self.name, config.streams, count=room, block_ms=block_ms)
-                reply = await self._reader.execute_one(command, timeout=self._bus.block + streams.BLOCK_MARGIN)
+                if (command := self._sources.recover(room)) is not None:
+                    await self._recover(command)
+                    continue
+                reply = await self._reader.execute_one(self._sources.read(room), timeout=self._sources.read_timeout)
+                if isinstance(reply, ConnectionLost):
+                    raise reply
+            except (ConnectionLost, ConfigurationError) as error:
+                # the reply may have been lost behind the read: its entries are this consumer's, and unseen
+                lost = True
+                if not backoff.failures:
+                    journal.connection_lost(error)
+                await _wait(self._stopping, backoff.next())
+                continue
+            if isinstance(reply, RedisError):
+                await self._refused(reply, backoff)
+                continue
+            if backoff.failures:
+                journal.reading_again(self.config)
+                backoff.reset()
+            self._take(self._sources.new(reply))
+
+    async def _recover(self, command: streams.Command) -> None:
+        """Take over a page of what dead consumers left."""
+        reply = await self._commands.execute_one(command)
+        if isinstance(reply, ConnectionLost):
+            raise reply
+        if self._sources.incomplete:
+            await self._make_groups(again=True)
+        if isinstance(reply, RedisError):
+            self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
+            return
+        read = self._sources.recovered(reply)
+        journal.recovered(self.config, len(read.deliveries))
+        self._telemetry.recovered(self.config.streams[0], self.config.group, len(read.deliveries))
+        self._take(read)
+
+    async def _recover_own(self) -> None:
+        """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
+        for source in self._sources.names:
+            after: str | None = None
+            while not self._stopping.is_set():
+                reply = await self._commands.execute_one(self._sources.own(source, after))
                 if isinstance(reply, ConnectionLost):
                     raise reply
                 if isinstance(reply, RedisError):
-                    await self._refused(reply, backoff)
-                    continue
-            except (ConnectionLost, ConfigurationError) as error:
-                # the reply may have been lost behind the read: its entries are this consumer's, and unseen
-                recover = True
-                if not backoff.failures:
-                    journal.connection_lost(error)
-                await self._pause(backoff)
-                continue
-            if backoff.failures:
-                journal.reading_again(config)
-                backoff.reset()
-            self._take(streams.parse_read(reply))
-
-    def _has_read(self) -> bool:
-        return self._stopping.is_set() and (self._reading is None or self._reading.done())
-
-    async def _pause(self, backoff: Backoff) -> None:
-        """Wait before Redis is tried again; not once the consumer is stopping."""
-        await _wait(self._stopping, backoff.next())
+                    break  # NOGROUP and the like: the next read meets it too, and says so
+                read = self._sources.owned(reply, source)
+                self._take(read)
+                if (after := read.cursor) is None:
+                    break
 
     async def _refused(self, error: RedisError, backoff: Backoff) -> None:
         """The server answered the read with an error."""
         if not backoff.failures:
             journal.read_refused(self.config, error)
-        await self._pause(backoff)
+        await _wait(self._stopping, backoff.next())
         if driver.is_no_group(error):
             # FLUSHALL, XGROUP DESTROY or a failover: never at `$`, which would pass by what came meanwhile
             try:
-                for stream in self.config.streams:
-                    await self._make_group(stream, streams.FIRST_ENTRY, again=True)
+                await self._make_groups(again=True)
             except (ConnectionLost, ConfigurationError):
                 journal.log.debug("The groups could not be made", exc_info=True)  # the next read meets it, and says so
 
-    async def _make_group(self, stream: str, start: str, *, again: bool) -> None:
-        reply, groups = await self._commands.execute(
-            streams.create_group(stream, self.config.group, start), streams.list_groups(stream)
-        )
-        if isinstance(reply, ConnectionLost):
-            raise reply
-        if isinstance(reply, RedisError):
+    async def _make_groups(self, *, again: bool) -> None:
+        for source, start, commands in self._sources.make_groups(again=again):
+            reply, groups = await self._commands.execute(*commands)
+            if isinstance(reply, ConnectionLost):
+                raise reply
+            if not isinstance(reply, RedisError):
+                journal.group_made(source, self.config.group, start, again=again)
             # a Redis that is out of memory refuses to make even a group that is there
-            if driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
-                return
-            raise driver.group_error(reply, stream, self.config.group) from reply
-        journal.group_made(stream, self.config.group, start, again=again)
-
-    async def _recover(self) -> None:
-        """Read what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
-        for stream in self.config.streams:
-            after = streams.FIRST_ENTRY
-            while not self._stopping.is_set():
-                command = streams.read_own(self.config.group, self.name, stream, after=after)
-                reply = await self._commands.execute_one(command)
-                if isinstance(reply, ConnectionLost):
-                    raise reply
-                if isinstance(reply, RedisError):
-                    return  # NOGROUP and the like: the next read meets it too, and says so
-                read = streams.parse_read(reply)
-                if read.last is None:
-                    break
-                self._take(read)
-                after = read.last
+            elif driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
+                continue
+            elif not (driver.is_out_of_memory(reply) and self._sources.do_without(source)):
+                raise driver.group_error(reply, source, self.config.group) from reply
 
     def _take(self, read: streams.Read) -> None:
-        for entry in read.entries:
-            if (entry.stream, entry.id) not in self._inbox:
-                held, bury = admit(entry, self._handler, sampled=self._bus.sampled)
+        for delivered in read.deliveries:
+            if (delivered.source, delivered.source_id) not in self._inbox:
+                held, bury = admit(delivered, self._handler, self.config, sampled=self._bus.sampled)
                 if bury is None:
                     self._inbox.take(held)
                 else:
                     self._inbox.hold(held)
-                    self._bury(held, bury)
-        for stream, entry_id in read.deleted:
-            if (stream, entry_id) not in self._inbox:
-                journal.deleted(stream, entry_id, self.config.group)
-                lost = Held(decode(Entry(stream, entry_id, ())))
-                self._inbox.hold(lost)
-                self._ack(lost)
+                    self._post(held, bury)
+        for source, entry_id in read.deleted:
+            self._deleted(source, entry_id)
         self._run_ready()
+
+    def _not_owned(self, keys: NotOwned) -> None:
+        """These turned out to be another consumer's, or deleted."""
+        for key in keys.lost:
+            self._inbox.lose(key)
+        for source, entry_id in keys.gone:
+            self._deleted(source, entry_id)
+            self._inbox.lose((source, entry_id))
+        self._room.set()
+
+    def _deleted(self, source: str, entry_id: str) -> None:
+        stream = self._sources.stream_of(source)
+        journal.deleted(stream, entry_id, self.config.group)
+        self._telemetry.lost(stream, self.config.group)
 
     # --- running ---------------------------------------------------------------------------------
 
     def _run_ready(self) -> None:
-        while not self._late and (held := self._inbox.next_run()) is not None:
-            run = Run(held, self._handler, self.config, self._by_hand)
+        if self._stopping.is_set():
+            return
+        runs = []
+        while (held := self._inbox.next_run()) is not None:
+            runs.append(Run(held, self._handler, self.config, self._by_hand))
+        if not runs:
+            return
+        begun = asyncio.Event()
+        note = asyncio.create_task(self._begin(runs, begun), context=self._context.copy())
+        self._notes.add(note)
+        note.add_done_callback(self._notes.discard)
+        for run in runs:
             self._by_hand.began(run)
-            task = asyncio.create_task(self._handle(run), context=self._context.copy())
-            self._runs[task] = run
-            task.add_done_callback(self._ran)
+            runner = asyncio.create_task(self._handle(run, begun), context=self._context.copy())
+            self._runs[runner] = run
+            runner.add_done_callback(self._ran)
+
+    async def _begin(self, runs: Sequence[Run], begun: asyncio.Event) -> None:
+        """Note in Redis that handlers begin, so that a run whose process dies is counted; then let them."""
+        commands = self._sources.begin([held for run in runs for held in run.held])
+        try:
+            replies = await self._commands.execute(*commands, written=begun)
+        except QuantumBusError:
+            return  # counted as not begun, should the process die now
+        finally:
+            begun.set()
+        self._not_owned(self._sources.not_owned(commands, replies))
 
     def _ran(self, task: asyncio.Task[None]) -> None:
-        self._by_hand.ended(self._runs.pop(task))
-        self._inbox.ran()
+        run = self._runs.pop(task)
+        self._by_hand.ended(run)
+        self._inbox.ran(run.held)
         self._room.set()
         self._run_ready()
 
-    async def _handle(self, run: Run) -> None:
+    async def _handle(self, run: Run, begun: asyncio.Event) -> None:
+        await begun.wait()
         with run.handling(self._telemetry, self.name) as handling:
             error = await self._call(run)
             outcomes = run.end(error, handling.span_context)
             handling.finish(*run.summary(outcomes))
         for held, outcome in outcomes:
-            self._settle(held, outcome)
+            if outcome is not None:
+                self._inbox.settling()
+                self._post(held, outcome)
 
     async def _call(self, run: Run) -> BaseException | None:
         """Run the handler behind its middleware; its error, if it raised one."""
@@ -308,34 +377,12 @@ class Consumer:
 
     # --- outcomes --------------------------------------------------------------------------------
 
-    def _settle(self, held: Held, outcome: Outcome | None) -> None:
-        """Do what was decided; None: it has been done by hand."""
-        match outcome:
-            case Ack():
-                self._inbox.settling()
-                self._ack(held)
-            case Bury():
-                self._inbox.settling()
-                self._bury(held, outcome)
-            case Again(delay=delay):
-                held.first_failed_at = held.first_failed_at or timestamp()
-                self._telemetry.retried(held.incoming.stream, self.config.group)
-                self._loop.call_later(delay, self._again, held)
-            case None:
-                return
-
-    def _again(self, held: Held) -> None:
-        if not self._stopping.is_set():
-            self._inbox.again(held)
-            self._run_ready()
-
-    def _ack(self, held: Held, settled: Callable[[str], None] | None = None) -> None:
-        self._outbox.ack(held, settled)
+    def _post(self, held: Held, outcome: Outcome, settled: Callable[[str], None] | None = None) -> None:
+        self._outbox.post(held, outcome, settled)
         self._posted.set()
 
-    def _bury(self, held: Held, bury: Bury, settled: Callable[[str], None] | None = None) -> None:
-        self._outbox.bury(held, bury, settled)
-        self._posted.set()
+    def _has_read(self) -> bool:
+        return self._stopping.is_set() and (self._reading is None or self._reading.done())
 
     async def _write(self) -> None:
         """Write what the outbox holds, until the consumer has stopped reading and nothing is left."""
@@ -357,15 +404,29 @@ class Consumer:
 
     def _settled(self, letter: Letter) -> None:
         self._inbox.release(letter.held)
-        if letter.buried is not None:
-            self._telemetry.dead_lettered(letter.held.incoming.stream, self.config.group, letter.buried)
+        letter.count(self._telemetry, self.config.group)
         journal.settled(letter, self.config.group)
+        if self._sources.scheduled(letter):
+            self._scheduled.set()
         if letter.settled is not None:
             letter.settled(letter.result)
 
+    async def _move(self) -> None:
+        """Make scheduled messages readable when their time has come."""
+        while not self._stopping.is_set():
+            self._scheduled.clear()
+            pause = self._sources.pause()
+            if pause > 0:
+                await _wait(self._scheduled, pause)
+                continue
+            replies: Sequence[Reply] = ()
+            with contextlib.suppress(ConnectionLost, ConfigurationError):  # the reader meets it too, and says so
+                replies = await self._commands.execute(*self._sources.due())
+            self._sources.moved(replies)
+
     # --- by hand ---------------------------------------------------------------------------------
 
-    def post_by_hand(self, held: Held, bury: Bury | None) -> Coroutine[Any, Any, None]:
+    def post_by_hand(self, held: Held, outcome: Outcome) -> Coroutine[Any, Any, None]:
         """Ack or dead-letter now, awaited or not; the coroutine returns when Redis has done it.
 
         Raises:
@@ -378,10 +439,7 @@ class Consumer:
                 future.set_result(result)
 
         self._inbox.settling()
-        if bury is None:
-            self._ack(held, settled)
-        else:
-            self._bury(held, bury, settled)
+        self._post(held, outcome, settled)
 
         async def confirmed() -> None:
             if await future == LOST:
@@ -396,12 +454,11 @@ class Consumer:
             LeaseLost: another consumer owns the message by now.
             ConnectionLost: Redis did not do it.
         """
-        incoming = held.incoming
-        command = streams.KEEP.call([incoming.stream], self.config.group, self.name, incoming.id)
+        command = streams.KEEP.call([held.source], self.config.group, self.name, held.source_id)
         reply = await self._commands.execute_one(command)
         if isinstance(reply, BaseException):
-            raise ConnectionLost(f"the lease of message {incoming.id} could not be renewed: {reply}") from reply
-        if not reply:
+            raise ConnectionLost(f"the lease of message {held.incoming.id} could not be renewed: {reply}") from reply
+        if any(reply):
             raise held.lease_lost()
 
 
@@ -422,7 +479,7 @@ class ByHand:
             self._held.pop(message, None)
 
     def ack(self, message: Message) -> Any:
-        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], None))
+        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], delivery.ACK))
 
     def nack(self, message: Message) -> Any:  # noqa: ARG002 - the run's end reads it off the message
         return self._carry(lambda: asyncio.sleep(0))

@@ -56,7 +56,7 @@ class Again:
     """Run the handler again, ``delay`` seconds from now."""
 
     delay: float
-    failure: Failure | None = None
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,18 @@ Outcome = Ack | Again | Bury
 ACK: Final = Ack()
 
 
-def before_run(incoming: Incoming) -> Bury | None:
-    """Whether the message can reach a handler at all."""
-    if incoming.reason is None:
-        return None
-    return Bury(incoming.reason, Failure(incoming.reason, incoming.detail or incoming.reason))
+def before_run(incoming: Incoming, *, attempts: int, retry: Retry) -> Bury | None:
+    """Whether the message can reach a handler at all.
+
+    Args:
+        attempts: handler runs begun before. Where these used up all, the last one's process died, or lost its lease.
+    """
+    if incoming.reason is not None:
+        return Bury(incoming.reason, Failure(incoming.reason, incoming.detail or incoming.reason))
+    if attempts >= retry.max_attempts:
+        detail = f"its handler was begun {attempts} times; the last run's process died or lost its lease"
+        return Bury(names.REASON_MAX_ATTEMPTS, Failure("ProcessDied", detail))
+    return None
 
 
 def misfit(error: Exception) -> Bury:

@@ -7,6 +7,9 @@ import secrets
 import socket
 from typing import Any, Final
 
+import redis
+import redis.asyncio
+import redis.retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -29,6 +32,13 @@ CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError, EO
 
 TIMEOUT_ERROR: Final = RedisTimeoutError
 """What a reply that does not come in time raises; the connection may stand."""
+
+_BLOCKING_KINDS: Final[dict[type, type]] = {
+    redis.asyncio.Connection: redis.Connection,
+    redis.asyncio.SSLConnection: redis.SSLConnection,
+    redis.asyncio.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
+}
+_SHARED_OPTIONS: Final = ("host", "port", "path", "db", "username", "password", "credential_provider", "client_name")
 
 CREDENTIAL_ERRORS: Final = (AuthenticationError, AuthorizationError)
 
@@ -58,6 +68,26 @@ def connection_options(config: BusConfig, retry: type[Any]) -> dict[str, Any]:
 def consumer_name(service: str) -> str:
     """A consumer's name: unique for each start, so that what a dead one held is never taken for a living one's."""
     return f"{service}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def blocking_pool(config: BusConfig, client: Any) -> redis.ConnectionPool | None:
+    """Blocking connections to where an asyncio client connects, for a thread of their own.
+
+    Args:
+        client: the one that the caller handed in; None where the bus has a url.
+
+    Returns:
+        None where a client is of a kind whose connections cannot be made again, such as Sentinel's or a fake.
+    """
+    retry = connection_options(config, redis.retry.Retry)
+    if config.url is not None:
+        return redis.Redis.from_url(config.url, **retry).connection_pool
+    pool = client.connection_pool
+    kind = _BLOCKING_KINDS.get(pool.connection_class)
+    if kind is None or type(pool) not in (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool):
+        return None
+    wanted = {k: v for k, v in pool.connection_kwargs.items() if k in _SHARED_OPTIONS or k.startswith("ssl_")}
+    return redis.ConnectionPool(connection_class=kind, **(retry | wanted))
 
 
 def check_url(config: BusConfig, pool_class: Any, retry: type[Any]) -> None:
@@ -101,6 +131,11 @@ def is_busy_group(error: object) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith("BUSYGROUP")
 
 
+def is_out_of_memory(error: object) -> bool:
+    """OOM: the server is at ``maxmemory``."""
+    return isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and str(error).startswith("OOM"))
+
+
 def is_no_script(error: object) -> bool:
     """NOSCRIPT: the server does not know a script's digest; redis-py strips the code from the text."""
     return isinstance(error, ResponseError) and (
@@ -115,7 +150,7 @@ def is_wrong_type(error: object) -> bool:
 
 def publish_error(error: RedisError, stream: str) -> PublishError:
     """A reply to XADD that says no."""
-    if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM"):
+    if is_out_of_memory(error):
         return BackPressure(
             f"Redis is at its maxmemory and did not store the message for {stream!r}; publish later, trim streams, or "
             f"give it more memory ({error})"

@@ -1,8 +1,11 @@
 """What a consumer holds: read from Redis, not yet settled. Pure state, for asyncio and threads alike.
 
-A message is *ready* (may be given to a handler), *running*, *parked* (waits for its next attempt) or *settling* (its
-outcome is on its way to Redis). A consumer reads no more than :meth:`Inbox.room` says, so it never holds more than it
-may. The caller guards an inbox that threads share.
+A message is *ready* (may be given to a handler), *running*, or *settling* (its outcome is on its way to Redis). A
+consumer reads no more than :meth:`Inbox.room` says, so it never holds more than it may. The caller guards an inbox that
+threads share.
+
+A message whose last run was never settled is a *suspect*: it may be what killed its process. Suspects run alone, one
+after the other, though beside others: so the death of a process is counted against one of them, not against all.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from typing import Any
 
 from opentelemetry.trace import SpanContext
 
-from .delivery import Failure
 from .envelope import Incoming
 from .errors import LeaseLost
 
@@ -24,24 +26,46 @@ class Held:
     """A message in a consumer's hands.
 
     Attributes:
+        source: the key it is pending in: its stream, or the group's retry stream.
+        source_id: its entry's id there.
         payload: what the handler's annotation makes of it.
-        attempt: handler runs begun so far.
+        attempt: handler runs begun so far, in any process.
+        noted: those of them that its entry itself tells of, and the delivery count does not.
         first_failed_at: RFC 3339 time of the first failure, empty before.
-        last_failure: what went wrong last.
         last_span: the span of the last run, for the next one to link to.
+        started: when its last run began, seconds since the epoch; 0 before.
+        duration: how long that took, seconds.
+        lost: another consumer has been found to own it.
+        unsettled: it comes from a consumer that is gone.
     """
 
     incoming: Incoming
+    source: str
+    source_id: str
     payload: Any = None
     attempt: int = 0
+    noted: int = 0
     first_failed_at: str = ""
-    last_failure: Failure | None = None
     last_span: SpanContext | None = None
+    started: float = 0.0
+    duration: float = 0.0
+    lost: bool = False
+    unsettled: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is held under: stream and entry id."""
-        return (self.incoming.stream, self.incoming.id)
+        """What it is held under: where it is pending."""
+        return (self.source, self.source_id)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether its last run was begun and never settled: its process died, or lost the lease."""
+        return self.unsettled and self.attempt > self.noted
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether it came from the group's retry stream."""
+        return self.source != self.incoming.stream
 
     def lease_lost(self) -> LeaseLost:
         """The error to raise where another consumer turns out to own it."""
@@ -58,7 +82,8 @@ class Inbox:
         concurrency: handlers that may run at once.
         batch: messages that one handler may take.
         streams: how many streams are read together. A read's COUNT applies to each of them, so one may bring
-            that many messages; the inbox has room for it as soon as one handler is free.
+            that many messages; the inbox has room for it as soon as one handler is free. Retries that are due come on
+            top, at most as many again.
     """
 
     def __init__(self, *, concurrency: int, batch: int, streams: int) -> None:
@@ -68,6 +93,8 @@ class Inbox:
         self.capacity = concurrency * batch + streams - 1
         self._held: dict[tuple[str, str], Held] = {}
         self._ready: deque[Held] = deque()
+        self._suspects: deque[Held] = deque()
+        self._suspect: Held | None = None
         self._settling = 0
         self.running = 0
 
@@ -88,7 +115,7 @@ class Inbox:
     def take(self, held: Held) -> None:
         """A message was read, and may be handled."""
         self._held[held.key] = held
-        self._ready.append(held)
+        (self._suspects if held.is_suspect else self._ready).append(held)
 
     def hold(self, held: Held) -> None:
         """A message was read that no handler will see: it is settled right away."""
@@ -97,18 +124,22 @@ class Inbox:
 
     def next_run(self) -> Sequence[Held] | None:
         """The messages of the next handler run, now running; None where nothing is ready or no handler is free."""
-        if not self._ready or self.running >= self._concurrency:
+        if self.running >= self._concurrency:
+            return None
+        if self._suspects and self._suspect is None:
+            self.running += 1
+            self._suspect = self._suspects.popleft()
+            return [self._suspect]
+        if not self._ready:
             return None
         self.running += 1
         return [self._ready.popleft() for _ in range(min(self._batch, len(self._ready)))]
 
-    def ran(self) -> None:
+    def ran(self, run: Sequence[Held]) -> None:
         """A handler run has ended."""
         self.running -= 1
-
-    def again(self, held: Held) -> None:
-        """A parked message may be handled again."""
-        self._ready.append(held)
+        if self._suspect is run[0]:
+            self._suspect = None
 
     def settling(self) -> None:
         """A message's outcome is decided and on its way; it takes up no room any more."""
@@ -116,10 +147,35 @@ class Inbox:
 
     def release(self, held: Held) -> None:
         """A settling message's outcome has reached Redis."""
-        if self._held.pop(held.key, None) is not None:
+        if self._held.get(held.key) is held:
+            del self._held[held.key]
             self._settling -= 1
 
-    @property
-    def idle(self) -> bool:
-        """Whether no handler runs and none is due to: what is parked or settling does not count."""
-        return not self.running and not self._ready
+    def drop(self, held: Held) -> None:
+        """A running message is another consumer's: it is not held any longer."""
+        if self._held.get(held.key) is held:
+            del self._held[held.key]
+
+    def lose(self, key: tuple[str, str]) -> Held | None:
+        """Another consumer owns it by now: what has not been begun is not held any longer."""
+        held = self._held.get(key)
+        if held is not None:
+            held.lost = True
+            for waiting in (self._ready, self._suspects):
+                if held in waiting:
+                    waiting.remove(held)
+                    del self._held[key]
+        return held
+
+    def keys(self) -> Sequence[tuple[str, str]]:
+        """Everything held, for its leases to be renewed; may be called from another thread."""
+        return tuple(self._held)
+
+    def drop_waiting(self) -> Sequence[Held]:
+        """Hand back what is ready and has not been begun; it is held no longer."""
+        dropped = (*self._suspects, *self._ready)
+        self._ready.clear()
+        self._suspects.clear()
+        for held in dropped:
+            del self._held[held.key]
+        return dropped

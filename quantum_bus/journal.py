@@ -70,6 +70,16 @@ def deleted(stream: str, entry_id: str, group: str) -> None:
     )
 
 
+def recovered(config: SubscriberConfig, count: int) -> None:
+    if count:
+        log.warning(
+            "%d messages of %s were taken over from a consumer that is gone",
+            count,
+            ", ".join(config.streams),
+            extra={"event": names.EVENT_BUS_RECOVERED, "messages": count, "group": config.group},
+        )
+
+
 def handler_failed(handler: str, messages: Sequence[Message], error: BaseException) -> None:
     """Called inside the run's scope, so that the line carries its correlation id and span."""
     first = messages[0]
@@ -90,7 +100,7 @@ def outcomes_refused(refused: Iterable[tuple[Letter, object]]) -> None:
         incoming = letter.held.incoming
         if letter.bury is None:
             log.warning(
-                "Acks of %s could not be written, trying again: %s",
+                "Outcomes of %s could not be written, trying again: %s",
                 incoming.stream,
                 reply,
                 extra={"event": names.EVENT_BUS_SETTLE_FAILED, "stream": incoming.stream},
@@ -111,7 +121,7 @@ def settled(letter: Letter, group: str) -> None:
     incoming = letter.held.incoming
     fields = {"group": group, **_about(incoming)}
     if letter.result == LOST:
-        if letter.settled is None:
+        if letter.settled is None and not letter.held.lost:
             log.warning(
                 "Message %s of %s was taken over by another consumer before it was settled here",
                 incoming.id,

@@ -32,12 +32,19 @@ MAX_WRITTEN_TOGETHER: Final = 1_000
 
 
 class _Request:
-    __slots__ = ("commands", "future", "timeout")
+    __slots__ = ("commands", "future", "timeout", "written")
 
-    def __init__(self, commands: Sequence[Command], timeout: float, future: asyncio.Future[list[Reply]]) -> None:
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        timeout: float,
+        future: asyncio.Future[list[Reply]],
+        written: asyncio.Event | None,
+    ) -> None:
         self.commands = commands
         self.timeout = timeout
         self.future = future
+        self.written = written
 
 
 class Link:
@@ -59,7 +66,9 @@ class Link:
         self.client_id: int | None = None
         """CLIENT ID of the connection, once :meth:`identify` has asked for it."""
 
-    async def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
+    async def execute(
+        self, *commands: Command, timeout: float | None = None, written: asyncio.Event | None = None
+    ) -> list[Reply]:
         """Write commands together and return their replies, in order.
 
         What the server refuses is returned in its place, as ``ResponseError``. If the connection breaks after some
@@ -67,13 +76,14 @@ class Link:
 
         Args:
             timeout: seconds from writing to the last reply, for a command that blocks.
+            written: set as soon as the commands are on their way.
 
         Raises:
             ConnectionLost: no reply came; the commands may have been carried out if they were written.
             ConfigurationError: Redis refused the credentials.
         """
         future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(commands, self._timeout if timeout is None else timeout, future))
+        self._waiting.append(_Request(commands, self._timeout if timeout is None else timeout, future, written))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         replies = await future
@@ -149,6 +159,9 @@ class Link:
         try:
             async with asyncio.timeout(max(request.timeout for request in requests)):
                 await connection.send_packed_command(packed, check_health=False)
+                for request in requests:
+                    if request.written is not None:
+                        request.written.set()
                 for current in requests:
                     replies = []
                     for _ in current.commands:

@@ -78,6 +78,27 @@ REASON_GAVE_UP: Final = "gave_up"
 # --- side keys: `{name}:suffix`, see streams.side_key --------------------------------------------
 
 SUFFIX_DLQ: Final = "dlq"
+SUFFIX_COMPLETED: Final = "completed"
+# These are a group's own: `{name}:retry:<group>`.
+SUFFIX_RETRY: Final = "retry"
+SUFFIX_DUE: Final = "due"
+SUFFIX_COPIES: Final = "scheduled"
+
+# --- fields that a retry appends to an entry in `{name}:retry:<group>` ----------------------------
+
+RETRY_ID: Final = "retry.id"
+RETRY_ATTEMPTS: Final = "retry.attempts"
+RETRY_FIRST_FAILED_AT: Final = "retry.first_failed_at"
+RETRY_SPAN: Final = "retry.span"
+
+# --- completion records, in `{name}:completed`: one JSON object for each message ---------------------
+
+RECORD_MESSAGE_ID: Final = "message_id"
+RECORD_CORRELATION_ID: Final = "correlation_id"
+RECORD_STARTED: Final = "started"
+RECORD_DURATION: Final = "duration"
+RECORD_ATTEMPT: Final = "attempt"
+RECORD_OUTCOME: Final = "outcome"
 
 # --- HTTP ------------------------------------------------------------------------------------------
 
@@ -139,6 +160,9 @@ METRIC_CONSUMED: Final = "messaging.client.consumed.messages"
 METRIC_DEAD_LETTERS: Final = "quantum_bus.dead_letters"
 METRIC_RETRIES: Final = "quantum_bus.retries"
 METRIC_IN_FLIGHT: Final = "quantum_bus.in_flight"
+METRIC_LOST: Final = "quantum_bus.lost"
+METRIC_RECOVERED: Final = "quantum_bus.recovered"
+METRIC_LEASES_LOST: Final = "quantum_bus.leases_lost"
 
 # Boundaries in seconds, as the messaging conventions advise.
 DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -185,6 +209,7 @@ EVENT_BUS_DEAD_LETTERED: Final = "BUS_DEAD_LETTERED"
 EVENT_BUS_DEAD_LETTER_FAILED: Final = "BUS_DEAD_LETTER_FAILED"
 EVENT_BUS_MESSAGE_LOST: Final = "BUS_MESSAGE_LOST"
 EVENT_BUS_LEASE_LOST: Final = "BUS_LEASE_LOST"
+EVENT_BUS_RECOVERED: Final = "BUS_RECOVERED"
 EVENT_BUS_ABANDONED: Final = "BUS_ABANDONED"
 EVENT_BUS_CORRELATION_ID_REPLACED: Final = "BUS_CORRELATION_ID_REPLACED"
 
@@ -214,6 +239,7 @@ LISTED_EVENTS: Final = (
     EVENT_BUS_DEAD_LETTER_FAILED,
     EVENT_BUS_MESSAGE_LOST,
     EVENT_BUS_LEASE_LOST,
+    EVENT_BUS_RECOVERED,
     EVENT_BUS_ABANDONED,
     EVENT_BUS_CORRELATION_ID_REPLACED,
 )

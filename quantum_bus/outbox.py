@@ -1,29 +1,35 @@
 """Outcomes on their way to Redis: what is written next, what the replies mean, and when to try again. Pure state.
 
-Acks of one stream go together; a dead letter is one command. What Redis did not do stays here and is due again after a
-pause: a dead-letter stream of the wrong type holds up neither the acks nor other dead letters. The caller guards an
-outbox that threads share.
+Acks of one stream go together; a retry or a dead letter is one command. What Redis did not do stays here and is due
+again after a pause: a dead-letter stream of the wrong type holds up neither the acks nor other dead letters. The caller
+guards an outbox that threads share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import orjson
 
 from . import delivery, driver, names, streams
 from .backoff import Backoff
 from .config import BusConfig
-from .delivery import Bury
+from .delivery import Ack, Again, Bury, Outcome
 from .envelope import timestamp
 from .inbox import Held
-from .streams import Command
+from .propagation import format_traceparent
+from .streams import Command, Keys
+from .telemetry import Telemetry
 
 ACKS_TOGETHER: Final = 500
 
 DONE: Final = "done"
 LOST: Final = "lost"
 GONE: Final = "gone"
+_RESULTS: Final = {b"ok": DONE, b"lost": LOST, b"gone": GONE}
+_OUTCOMES: Final = {Ack: names.OUTCOME_ACK, Again: names.OUTCOME_RETRY, Bury: names.OUTCOME_DEAD_LETTER}
 
 
 @dataclass(slots=True, eq=False)
@@ -31,23 +37,39 @@ class Letter:
     """One outcome to be written.
 
     Attributes:
-        bury: None for an ack.
         settled: called with the result, for whoever settles by hand and waits.
         result: ``DONE``; ``LOST``: another consumer owns the message, nothing was changed; ``GONE``: the stream has
             it no more.
     """
 
     held: Held
-    bury: Bury | None = None
+    outcome: Outcome
     settled: Callable[[str], None] | None = None
     result: str = ""
     due: float = 0.0
     backoff: Backoff | None = None
 
     @property
-    def buried(self) -> str | None:
-        """Why the message is dead, once it has reached the dead-letter stream."""
-        return self.bury.reason if self.bury is not None and self.result == DONE else None
+    def if_absent(self) -> str:
+        """What it means that it is not pending: an earlier try, whose reply was lost, did it; or others did."""
+        return DONE if self.backoff is not None else LOST
+
+    def count(self, telemetry: Telemetry, group: str) -> None:
+        """Count what has reached Redis."""
+        stream = self.held.incoming.stream
+        if self.result == LOST:
+            telemetry.lease_lost(stream, group)
+        elif self.result == GONE:
+            telemetry.lost(stream, group)
+        elif isinstance(self.outcome, Bury):
+            telemetry.dead_lettered(stream, group, self.outcome.reason)
+        elif isinstance(self.outcome, Again):
+            telemetry.retried(stream, group)
+
+    @property
+    def bury(self) -> Bury | None:
+        """The dead letter, if it is one."""
+        return self.outcome if isinstance(self.outcome, Bury) else None
 
 
 @dataclass(slots=True)
@@ -62,12 +84,22 @@ class Outbox:
     """The outcomes of one consumer.
 
     Args:
+        keys: of each stream, by its name.
         clock: monotonic seconds.
     """
 
-    def __init__(self, *, group: str, consumer: str, config: BusConfig, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        group: str,
+        consumer: str,
+        keys: Mapping[str, Keys],
+        config: BusConfig,
+        clock: Callable[[], float],
+    ) -> None:
         self._group = group
         self._consumer = consumer
+        self._keys = keys
         self._config = config
         self._clock = clock
         self._letters: list[Letter] = []
@@ -76,14 +108,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._letters) + sum(map(len, self._written))
 
-    def ack(self, held: Held, settled: Callable[[str], None] | None = None) -> None:
-        """Acknowledge, if still owned."""
-        self._letters.append(Letter(held, settled=settled))
-
-    def bury(self, held: Held, bury: Bury, settled: Callable[[str], None] | None = None) -> None:
-        """Move to the dead-letter stream, if still owned."""
-        held.first_failed_at = held.first_failed_at or timestamp()
-        self._letters.append(Letter(held, bury, settled))
+    def post(self, held: Held, outcome: Outcome, settled: Callable[[str], None] | None = None) -> None:
+        """Have an outcome written, if the message is still owned."""
+        if not isinstance(outcome, Ack):
+            held.first_failed_at = held.first_failed_at or timestamp()
+        self._letters.append(Letter(held, outcome, settled))
 
     def pause(self) -> float | None:
         """Seconds until something is due; 0 for now, None while there is nothing."""
@@ -100,16 +129,15 @@ class Outbox:
         commands: list[Command] = []
         self._written = []
         for letter in due:
-            if letter.bury is not None:
-                commands.append(self._dead_letter(letter.held, letter.bury))
-                self._written.append([letter])
+            if isinstance(letter.outcome, Ack):
+                acks.setdefault(letter.held.source, []).append(letter)
             else:
-                acks.setdefault(letter.held.incoming.stream, []).append(letter)
-        for stream, letters in acks.items():
+                commands.append(self._move(letter.held, letter.outcome))
+                self._written.append([letter])
+        for letters in acks.values():
             for start in range(0, len(letters), ACKS_TOGETHER):
                 together = letters[start : start + ACKS_TOGETHER]
-                ids = [letter.held.incoming.id for letter in together]
-                commands.append(streams.ACK.call([stream], self._group, self._consumer, *ids))
+                commands.append(self._acks(together))
                 self._written.append(together)
         return commands
 
@@ -117,13 +145,14 @@ class Outbox:
         """The replies to what was taken, in order; an error in its place is a refusal."""
         answered = Answered()
         for letters, reply in zip(self._written, replies, strict=True):
-            if isinstance(reply, list) and letters[0].bury is None:
-                lost = {entry_id.decode() for entry_id in reply}
+            if isinstance(reply, list) and isinstance(letters[0].outcome, Ack):
+                lost, absent = ({entry_id.decode() for entry_id in ids} for ids in reply)
                 for letter in letters:
-                    letter.result = LOST if letter.held.incoming.id in lost else DONE
+                    entry_id = letter.held.source_id
+                    letter.result = LOST if entry_id in lost else letter.if_absent if entry_id in absent else DONE
                 answered.settled += letters
             elif isinstance(reply, list):
-                letters[0].result = {b"ok": DONE, b"lost": LOST, b"gone": GONE}[reply[0]]
+                letters[0].result = _RESULTS.get(reply[0]) or letters[0].if_absent
                 answered.settled += letters
             elif driver.is_no_group(reply):
                 for letter in letters:  # with the group, its pending list is gone: nobody owns anything
@@ -148,10 +177,43 @@ class Outbox:
             letter.due = due
         self._letters += letters
 
-    def _dead_letter(self, held: Held, bury: Bury) -> Command:
+    def _acks(self, letters: Sequence[Letter]) -> Command:
+        first = letters[0].held
+        arguments: list[str | bytes] = []
+        for letter in letters:
+            held = letter.held
+            arguments += (held.source_id, held.incoming.id, self._record(held, letter.outcome))
+        return streams.ACK.call(
+            [first.source, self._keys[first.incoming.stream].completed],
+            self._group,
+            self._consumer,
+            self._config.service,
+            self._config.completed,
+            1 if first.is_retry else 0,
+            *arguments,
+        )
+
+    def _move(self, held: Held, outcome: Again | Bury) -> Command:
         incoming = held.incoming
+        keys = self._keys[incoming.stream]
+        common = (
+            self._group,
+            self._consumer,
+            held.source_id,
+            streams.RETRY_VALUES if held.is_retry else 0,
+            self._config.service,
+            self._config.completed,
+            incoming.id,
+            self._record(held, outcome),
+        )
+        if isinstance(outcome, Again):
+            span = format_traceparent(held.last_span) if held.last_span is not None else ""
+            fields = streams.retry_fields(incoming.id, held.attempt, held.first_failed_at, span)
+            return streams.RETRY.call(
+                [held.source, keys.due, keys.copies, keys.completed], *common, int(outcome.delay * 1000), *fields
+            )
         fields = delivery.dead_letter_fields(
-            bury,
+            outcome,
             stream=incoming.stream,
             entry_id=incoming.id,
             group=self._group,
@@ -160,5 +222,19 @@ class Outbox:
             first_failed_at=held.first_failed_at,
             now=timestamp(),
         )
-        keys = [incoming.stream, streams.side_key(incoming.stream, names.SUFFIX_DLQ)]
-        return streams.DEAD_LETTER.call(keys, self._group, self._consumer, incoming.id, *fields)
+        return streams.DEAD_LETTER.call([held.source, keys.dead, keys.completed], *common, *fields)
+
+    @staticmethod
+    def _record(held: Held, outcome: Outcome) -> bytes:
+        """The completion record: what ``quantum-bus trace`` knows of a handling."""
+        incoming = held.incoming
+        return orjson.dumps(
+            {
+                names.RECORD_MESSAGE_ID: incoming.message_id,
+                names.RECORD_CORRELATION_ID: incoming.correlation_id,
+                names.RECORD_STARTED: timestamp(held.started) if held.started else None,
+                names.RECORD_DURATION: round(held.duration, 6),
+                names.RECORD_ATTEMPT: held.attempt,
+                names.RECORD_OUTCOME: _OUTCOMES[type(outcome)],
+            }
+        )

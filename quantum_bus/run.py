@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from opentelemetry.trace import SpanContext
 
-from . import delivery, names
+from . import delivery, names, propagation
 from .config import SubscriberConfig
 from .delivery import Again, Bury, Failure, Outcome
-from .envelope import Entry, decode
+from .envelope import decode
 from .handlers import Handler
 from .inbox import Held
 from .message import Message, Settlement
+from .streams import Delivery
 from .telemetry import Handling, Telemetry
 
 
-def admit(entry: Entry, handler: Handler, *, sampled: bool) -> tuple[Held, Bury | None]:
-    """Decode an entry and fit it to the handler; or say why it can never reach it."""
-    held = Held(decode(entry, sampled=sampled))
-    bury = delivery.before_run(held.incoming)
+def admit(
+    delivered: Delivery, handler: Handler, config: SubscriberConfig, *, sampled: bool
+) -> tuple[Held, Bury | None]:
+    """Decode a delivery and fit it to the handler; or say why it can never reach it."""
+    held = Held(
+        decode(delivered.entry, sampled=sampled),
+        delivered.source,
+        delivered.source_id,
+        attempt=delivered.attempts,
+        noted=delivered.noted,
+        first_failed_at=delivered.first_failed_at,
+        last_span=propagation.parse_context(delivered.last_span),
+        unsettled=delivered.attempts > delivered.noted,
+    )
+    bury = delivery.before_run(held.incoming, attempts=held.attempt, retry=config.retry)
     if bury is None:
         try:
             held.payload = handler.convert(held.incoming)
@@ -33,7 +46,7 @@ class Run:
     """A handler run: of one message, or with ``batch`` of several.
 
     Attributes:
-        held: what it handles.
+        held: what it handles; each counts one attempt more.
         messages: the same, as the handler sees it.
         subject: what middleware sees: the message, or the list of them.
         arguments: what the handler is called with.
@@ -44,8 +57,10 @@ class Run:
     def __init__(
         self, held: Sequence[Held], handler: Handler, config: SubscriberConfig, settlement: Settlement
     ) -> None:
+        now = time.time()
         for item in held:
             item.attempt += 1
+            item.started = now
         self._config = config
         self._handler = handler
         self.held = held
@@ -54,6 +69,11 @@ class Run:
         ]
         self.subject: Any = self.messages if handler.batch else self.messages[0]
         self.arguments = handler.arguments(self.messages, [item.payload for item in held])
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether a message of it was begun before, here or in a process that died."""
+        return any(item.attempt > 1 for item in self.held)
 
     def handling(self, telemetry: Telemetry, consumer: str) -> Handling:
         """The run's telemetry scope."""
@@ -77,8 +97,10 @@ class Run:
         """
         outcomes = []
         retry = self._config.retry
+        now = time.time()
         for held, message in zip(self.held, self.messages, strict=True):
             held.last_span = span
+            held.duration = max(0.0, now - held.started)
             outcome: Outcome | None = None
             if message.settled == "nack":
                 outcome = delivery.after_nack(message.retry_delay, attempt=held.attempt, retry=retry)

@@ -2,6 +2,9 @@
 
 A command is a tuple, as redis-py packs it. Whatever checks something and then changes it is a script, because a
 MULTI goes on past a failed command, and XACK and XCLAIM do not look at the owner.
+
+The delivery count of a pending entry is 1 after a read and 1 + n once its handler has begun its n-th run: so that a
+consumer which takes over knows how often the message was run, and one that was only prefetched is not blamed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
+from . import names
 from .config import hash_tag
 from .envelope import Entry
 
@@ -22,8 +26,10 @@ FIRST_ENTRY: Final = "0"
 LAST_ENTRY: Final = "$"
 NEXT_ENTRY: Final = ">"
 
-# Entries of one page while recovering what a lost reply left with a consumer.
+# Entries of one page while recovering what a lost reply left with a consumer, or a dead consumer left behind.
 RECOVERY_PAGE: Final = 100
+# Scheduled entries that one call makes readable.
+DUE_PAGE: Final = 100
 # A blocking read may take this much longer than it blocks before its connection counts as dead, seconds.
 BLOCK_MARGIN: Final = 5.0
 # A stopping consumer's read has so many seconds to return, also past the deadline: entries of one that is cut off would
@@ -50,9 +56,17 @@ class Script:
 
 
 ACK: Final = Script.load("ack")
+BEGIN: Final = Script.load("begin")
 DEAD_LETTER: Final = Script.load("dead_letter")
+DUE: Final = Script.load("due")
+FORGET: Final = Script.load("forget")
 KEEP: Final = Script.load("keep")
-_BY_SHA: Final = {script.sha: script for script in (ACK, DEAD_LETTER, KEEP)}
+OWN: Final = Script.load("own")
+RECOVER: Final = Script.load("recover")
+RELEASE: Final = Script.load("release")
+RETRY: Final = Script.load("retry")
+_SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, RECOVER, RELEASE, RETRY)
+_BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
 
 def as_text(command: Command) -> Command | None:
@@ -67,6 +81,37 @@ def side_key(name: str, suffix: str) -> str:
     A name that holds a hash tag already gets the suffix bare: its tag decides the slot of both.
     """
     return f"{name}:{suffix}" if hash_tag(name) is not None else f"{{{name}}}:{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys that a group's handling of one stream touches, all in one slot.
+
+    Attributes:
+        retry: stream of this group's own, with what is to be tried again.
+        due: sorted set: when what is scheduled becomes readable.
+        copies: hash: the entries that are scheduled.
+        dead: dead-letter stream, of all groups.
+        completed: completion records, of all groups.
+    """
+
+    stream: str
+    retry: str
+    due: str
+    copies: str
+    dead: str
+    completed: str
+
+    @classmethod
+    def of(cls, stream: str, group: str) -> Keys:
+        return cls(
+            stream=stream,
+            retry=side_key(stream, f"{names.SUFFIX_RETRY}:{group}"),
+            due=side_key(stream, f"{names.SUFFIX_DUE}:{group}"),
+            copies=side_key(stream, f"{names.SUFFIX_COPIES}:{group}"),
+            dead=side_key(stream, names.SUFFIX_DLQ),
+            completed=side_key(stream, names.SUFFIX_COMPLETED),
+        )
 
 
 def add(stream: str, fields: Sequence[bytes | str]) -> Command:
@@ -92,46 +137,108 @@ def parse_groups(reply: Any) -> Sequence[str]:
     return [item[b"name"].decode() for item in maps]
 
 
-def read_new(group: str, consumer: str, streams: Sequence[str], *, count: int, block_ms: int) -> Command:
+def read_new(group: str, consumer: str, sources: Sequence[str], *, count: int, block_ms: int) -> Command:
     """XREADGROUP for entries that no consumer has had; at most ``count`` of each stream, after ``block_ms`` nil."""
-    ids = (NEXT_ENTRY,) * len(streams)
-    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *streams, *ids)
+    ids = (NEXT_ENTRY,) * len(sources)
+    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *sources, *ids)
 
 
-def read_own(group: str, consumer: str, stream: str, *, after: str) -> Command:
-    """XREADGROUP for what this consumer was given before and has not acked: a lost reply's entries are there."""
-    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", RECOVERY_PAGE, "STREAMS", stream, after)
+# --- what was read -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An entry as it reached this consumer.
+
+    Attributes:
+        source: the key it is pending in: the stream itself, or the group's retry stream.
+        source_id: its id there.
+        entry: the message as published: the stream, its id and its fields there.
+        attempts: handler runs begun before.
+        noted: those of them that the entry itself tells of, and its delivery count does not.
+        first_failed_at: RFC 3339 time of the first failure, empty before.
+        last_span: ``traceparent`` of the last run, if one is known.
+    """
+
+    source: str
+    source_id: str
+    entry: Entry
+    attempts: int = 0
+    noted: int = 0
+    first_failed_at: str = ""
+    last_span: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """An XREADGROUP reply: the entries, and the ids that are pending but deleted from the stream, as (stream, id)."""
+    """What came: deliveries, and the pending ids that are deleted from their stream, as (source, id).
 
-    entries: Sequence[Entry]
+    ``cursor`` is where the next page begins; None where there is none.
+    """
+
+    deliveries: Sequence[Delivery]
     deleted: Sequence[tuple[str, str]]
-
-    @property
-    def last(self) -> str | None:
-        """The highest entry id of a read of one stream, to go on from; None where there was nothing."""
-        ids = [entry.id for entry in self.entries] + [entry_id for _, entry_id in self.deleted]
-        return max(ids, key=lambda entry_id: tuple(map(int, entry_id.split("-"))), default=None)
+    cursor: str | None = None
 
 
 NOTHING_READ: Final = Read((), ())
 
+_RETRY_NAMES: Final = (names.RETRY_ID, names.RETRY_ATTEMPTS, names.RETRY_FIRST_FAILED_AT, names.RETRY_SPAN)
+RETRY_VALUES: Final = 2 * len(_RETRY_NAMES)
+"""How many values a retry appends to an entry's own."""
 
-def parse_read(reply: Any) -> Read:
-    """An XREADGROUP reply of RESP2 (lists) or RESP3 (a map), nil included."""
+
+def retry_fields(message_id: str, attempts: int, first_failed_at: str, span: str) -> list[str]:
+    """What a retry appends to an entry's own fields."""
+    values = (message_id, str(attempts), first_failed_at, span)
+    return [part for pair in zip(_RETRY_NAMES, values, strict=True) for part in pair]
+
+
+def parse_read(reply: Any, streams: Mapping[str, str]) -> Read:
+    """An XREADGROUP reply of RESP2 (lists) or RESP3 (a map), nil included.
+
+    Args:
+        streams: the stream that each retry stream stands for.
+    """
     if not reply:
         return NOTHING_READ
     pairs = reply.items() if isinstance(reply, Mapping) else reply
-    entries: list[Entry] = []
+    deliveries: list[Delivery] = []
     deleted: list[tuple[str, str]] = []
     for key, items in pairs:
-        stream = key.decode()
+        source = key.decode()
         for entry_id, fields in items:
-            if fields is None or not len(fields):
-                deleted.append((stream, entry_id.decode()))
+            if not fields:
+                deleted.append((source, entry_id.decode()))
             else:
-                entries.append(Entry(stream, entry_id.decode(), fields))
-    return Read(entries, deleted)
+                deliveries.append(_delivery(source, entry_id.decode(), 1, fields, streams.get(source)))
+    return Read(deliveries, deleted)
+
+
+def parse_page(reply: Any, source: str, stream: str | None) -> Read:
+    """A reply of RECOVER or OWN.
+
+    Args:
+        source: the key that was looked at.
+        stream: the stream it stands for, where it is a retry stream.
+    """
+    cursor, rows, gone = reply
+    deliveries = [_delivery(source, row[0].decode(), int(row[1]), row[2], stream) for row in rows]
+    return Read(deliveries, [(source, entry_id.decode()) for entry_id in gone], cursor.decode() or None)
+
+
+def _delivery(source: str, source_id: str, count: int, fields: Sequence[bytes], stream: str | None) -> Delivery:
+    begun = max(0, count - 1)
+    if stream is None:
+        return Delivery(source, source_id, Entry(source, source_id, fields), begun)
+    own, noted = fields[:-RETRY_VALUES], [value.decode() for value in fields[-RETRY_VALUES:][1::2]]
+    message_id, attempts, first_failed_at, span = noted
+    return Delivery(
+        source,
+        source_id,
+        Entry(stream, message_id, own),
+        attempts=int(attempts) + begun,
+        noted=int(attempts),
+        first_failed_at=first_failed_at,
+        last_span=span or None,
+    )

@@ -85,6 +85,17 @@ class Telemetry:
         self.in_flight = meter.create_up_down_counter(
             names.METRIC_IN_FLIGHT, unit="{message}", description="Messages in a handler at this moment."
         )
+        self._lost = meter.create_counter(
+            names.METRIC_LOST,
+            unit="{message}",
+            description="Messages deleted from their stream before they were handled.",
+        )
+        self._leases_lost = meter.create_counter(
+            names.METRIC_LEASES_LOST, unit="{message}", description="Messages another consumer took over meanwhile."
+        )
+        self._recovered = meter.create_counter(
+            names.METRIC_RECOVERED, unit="{message}", description="Messages taken over from dead consumers."
+        )
         self._common: Attributes = {names.ATTR_SYSTEM: names.SYSTEM_REDIS}
         if server is not None:
             self._common[names.ATTR_SERVER_ADDRESS] = server[0]
@@ -119,6 +130,19 @@ class Telemetry:
     def dead_lettered(self, stream: str, group: str, reason: str) -> None:
         """Count a message that has reached the dead-letter stream; ``reason`` is one of ``names.REASON_*``."""
         self.dead_letters.add(1, self.process_attributes(stream, group) | {names.ATTR_ERROR_TYPE: reason})
+
+    def lost(self, stream: str, group: str) -> None:
+        """Count a message that was deleted from its stream before it was handled."""
+        self._lost.add(1, self.process_attributes(stream, group))
+
+    def lease_lost(self, stream: str, group: str) -> None:
+        """Count a message that another consumer took over while this one held it."""
+        self._leases_lost.add(1, self.process_attributes(stream, group))
+
+    def recovered(self, stream: str, group: str, count: int) -> None:
+        """Count messages taken over from consumers that did not renew their leases."""
+        if count:
+            self._recovered.add(count, self.process_attributes(stream, group))
 
     def sending(self, outgoing: Outgoing) -> Sending:
         """The scope of one ``publish``."""

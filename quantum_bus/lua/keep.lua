@@ -1,8 +1,17 @@
--- Renew the lease of an entry, if this consumer still owns it.
--- KEYS[1] stream   ARGV[1] group   ARGV[2] consumer   ARGV[3] entry id
--- Returns 1, or 0 where another consumer owns it. JUSTID leaves the delivery count alone.
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then
-  return 0
+-- Renew the leases of those entries that this consumer still owns.
+-- KEYS[1] stream   ARGV[1] group   ARGV[2] consumer   ARGV[3..] entry ids
+-- Returns the ids that it does not own any more, and those that the stream has no more. JUSTID leaves the delivery count alone.
+local lost = {}
+local gone = {}
+for i = 3, #ARGV do
+  local id = ARGV[i]
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 1 then
+    local claimed = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+    if #claimed == 0 then -- since 7.0 claiming what the stream has no more takes it off the pending list
+      gone[#gone + 1] = id
+    end
+  else
+    lost[#lost + 1] = id
+  end
 end
-redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
-return 1
+return {lost, gone}

@@ -21,6 +21,7 @@ from redis.retry import Retry as DriverRetry
 from quantum_bus import config as options
 from quantum_bus import driver, journal, streams
 from quantum_bus.backoff import Backoff
+from quantum_bus.blocking_link import Link
 from quantum_bus.config import (
     STOP_SIGNALS,
     BusConfig,
@@ -34,11 +35,11 @@ from quantum_bus.config import (
 )
 from quantum_bus.envelope import Event, Receipt
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
+from quantum_bus.heartbeat import Heartbeat
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
 
 from .consumer import Consumer, Process
-from .link import Link
 from .publisher import Publisher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,6 +81,7 @@ class EventBus:
         block: float = options.DEFAULT_BLOCK,
         backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
         backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
+        completed: int = options.DEFAULT_COMPLETED,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class EventBus:
             block=block,
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
+            completed=completed,
         )
         driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not isinstance(client, redis.Redis):
@@ -120,6 +123,7 @@ class EventBus:
         self._consumers: list[Consumer] = []
         self._state = State.NEW
         self._changed = threading.Condition()
+        self._heartbeat: Heartbeat | None = None
         self._publishing = 0
         self._stop_requested = threading.Event()
 
@@ -292,6 +296,10 @@ class EventBus:
                 consumer.prepare()
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()
+            if self._consumers:
+                leases = [consumer.lease() for consumer in self._consumers]
+                self._heartbeat = Heartbeat(self._new_link(self.config.reply_timeout), leases)
+                self._heartbeat.start()
         except BaseException:
             self._close()
             raise
@@ -385,6 +393,8 @@ class EventBus:
     def _close(self) -> None:
         with self._changed:
             self._state = State.CLOSED
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         for consumer in self._consumers:
             consumer.close()
         self._link.close()

@@ -6,11 +6,10 @@ State and decisions are those of asyncio's consumer: :mod:`~quantum_bus.inbox`, 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import heapq
-import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any
@@ -19,18 +18,18 @@ from redis.exceptions import RedisError
 
 from quantum_bus import delivery, driver, journal, streams
 from quantum_bus.backoff import Backoff
+from quantum_bus.blocking_link import Link
 from quantum_bus.config import BusConfig, SubscriberConfig
-from quantum_bus.delivery import Ack, Again, Bury, Outcome
-from quantum_bus.envelope import Entry, decode, timestamp
+from quantum_bus.delivery import Outcome
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
 from quantum_bus.handlers import Handler
+from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.message import Message
 from quantum_bus.outbox import LOST, Letter, Outbox
 from quantum_bus.run import Run, admit
+from quantum_bus.sources import NotOwned, Sources
 from quantum_bus.telemetry import Telemetry
-
-from .link import Link
 
 Process = Callable[[Any], Any]
 """A handler behind its middleware: takes a message, or a list of them, and runs."""
@@ -59,17 +58,17 @@ class Consumer:
         self._reader = reader
         self._telemetry = telemetry
         self._wrap = wrap
+        self._sources = Sources(config, name, bus, clock=monotonic)
         self._inbox = Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
-        self._outbox = Outbox(group=config.group, consumer=name, config=bus, clock=monotonic)
-        self._parked: list[tuple[float, int, Held]] = []
-        self._tickets = itertools.count()
+        self._outbox = Outbox(group=config.group, consumer=name, keys=self._sources.keys, config=bus, clock=monotonic)
         self._changed = threading.Condition()
         self._stopping = threading.Event()
-        self._has_read = False
         self._closed = False
         self._context = contextvars.copy_context()
         self._reading = self._thread("reader", self._read)
         self._writing = self._thread("writer", self._write)
+        self._scheduled = threading.Event()
+        self._moving = self._thread("scheduler", self._move)
         self._workers = [self._thread(f"worker {number}", self._work) for number in range(config.concurrency)]
 
     def _thread(self, role: str, target: Callable[[], None]) -> threading.Thread:
@@ -83,19 +82,22 @@ class Consumer:
 
     def prepare(self) -> None:
         """Make the groups; errors as over asyncio."""
-        start = streams.FIRST_ENTRY if self.config.start == "beginning" else streams.LAST_ENTRY
-        for stream in self.config.streams:
-            self._make_group(stream, start, again=False)
+        self._make_groups(again=False)
         self._reader.identify()
 
     def begin(self) -> None:
         """Begin to read and to handle."""
-        for thread in (self._writing, *self._workers, self._reading):
+        for thread in (self._writing, self._moving, *self._workers, self._reading):
             thread.start()
 
+    def lease(self) -> Lease:
+        """What the heartbeat is to keep alive."""
+        return Lease(self.config.group, self.name, self.config.ack_wait, self._inbox.keys, self._not_owned)
+
     def stop_reading(self, deadline: float) -> None:
-        """Take no new messages; as over asyncio."""
+        """Take no new messages, and give up at once what has not been begun; as over asyncio."""
         self._stopping.set()
+        self._scheduled.set()
         with self._changed:
             self._changed.notify_all()
         until = max(deadline, monotonic() + streams.UNBLOCK_PATIENCE)
@@ -106,6 +108,14 @@ class Consumer:
                 except QuantumBusError:
                     journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
             self._reading.join(streams.UNBLOCK_AGAIN)
+        with self._changed:
+            given_up = self._inbox.drop_waiting()
+            self._changed.notify_all()  # nothing is read any more: the writer may end
+        if commands := self._sources.release([held.key for held in given_up]):
+            try:
+                self._commands.execute(*commands, timeout=streams.UNBLOCK_PATIENCE)
+            except QuantumBusError:
+                journal.log.debug("Leases could not be released; they run out by themselves", exc_info=True)
 
     def drain(self, deadline: float) -> int:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the monotonic clock.
@@ -130,51 +140,73 @@ class Consumer:
     # --- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        try:
-            self._read_on()
-        finally:
-            with self._changed:
-                self._has_read = True
-                self._changed.notify_all()
-
-    def _read_on(self) -> None:
-        config = self.config
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
-        block_ms = max(1, int(self._bus.block * 1000))
-        recover = False
+        lost = False
         while not self._stopping.is_set():
             try:
-                if recover:
+                if lost:
                     self._reader.identify()
-                    self._recover()
-                    recover = False
+                    self._recover_own()
+                    lost = False
                 room = self._await_room()
                 if not room:
                     continue
-                command = streams.read_new(config.group, self.name, config.streams, count=room, block_ms=block_ms)
-                reply = self._reader.execute_one(command, timeout=self._bus.block + streams.BLOCK_MARGIN)
+                if (command := self._sources.recover(room)) is not None:
+                    self._recover(command)
+                    continue
+                reply = self._reader.execute_one(self._sources.read(room), timeout=self._sources.read_timeout)
                 if isinstance(reply, ConnectionLost):
                     raise reply
-                if isinstance(reply, RedisError):
-                    self._refused(reply, backoff)
-                    continue
             except (ConnectionLost, ConfigurationError) as error:
                 # the reply may have been lost behind the read: its entries are this consumer's, and unseen
-                recover = True
+                lost = True
                 if not backoff.failures and not self._closed:
                     journal.connection_lost(error)
                 self._stopping.wait(backoff.next())
                 continue
+            if isinstance(reply, RedisError):
+                self._refused(reply, backoff)
+                continue
             if backoff.failures:
-                journal.reading_again(config)
+                journal.reading_again(self.config)
                 backoff.reset()
-            self._take(streams.parse_read(reply))
+            self._take(self._sources.new(reply))
 
     def _await_room(self) -> int:
         with self._changed:
             while (room := self._inbox.room()) < 1 and not self._stopping.is_set():
                 self._changed.wait()
             return 0 if self._stopping.is_set() else room
+
+    def _recover(self, command: streams.Command) -> None:
+        """Take over a page of what dead consumers left."""
+        reply = self._commands.execute_one(command)
+        if isinstance(reply, ConnectionLost):
+            raise reply
+        if self._sources.incomplete:
+            self._make_groups(again=True)
+        if isinstance(reply, RedisError):
+            self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
+            return
+        read = self._sources.recovered(reply)
+        journal.recovered(self.config, len(read.deliveries))
+        self._telemetry.recovered(self.config.streams[0], self.config.group, len(read.deliveries))
+        self._take(read)
+
+    def _recover_own(self) -> None:
+        """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
+        for source in self._sources.names:
+            after: str | None = None
+            while not self._stopping.is_set():
+                reply = self._commands.execute_one(self._sources.own(source, after))
+                if isinstance(reply, ConnectionLost):
+                    raise reply
+                if isinstance(reply, RedisError):
+                    break  # NOGROUP and the like: the next read meets it too, and says so
+                read = self._sources.owned(reply, source)
+                self._take(read)
+                if (after := read.cursor) is None:
+                    break
 
     def _refused(self, error: RedisError, backoff: Backoff) -> None:
         """The server answered the read with an error."""
@@ -184,66 +216,58 @@ class Consumer:
         if driver.is_no_group(error):
             # FLUSHALL, XGROUP DESTROY or a failover: never at `$`, which would pass by what came meanwhile
             try:
-                for stream in self.config.streams:
-                    self._make_group(stream, streams.FIRST_ENTRY, again=True)
+                self._make_groups(again=True)
             except (ConnectionLost, ConfigurationError):
                 journal.log.debug("The groups could not be made", exc_info=True)  # the next read meets it, and says so
 
-    def _make_group(self, stream: str, start: str, *, again: bool) -> None:
-        reply, groups = self._commands.execute(
-            streams.create_group(stream, self.config.group, start), streams.list_groups(stream)
-        )
-        if isinstance(reply, ConnectionLost):
-            raise reply
-        if isinstance(reply, RedisError):
+    def _make_groups(self, *, again: bool) -> None:
+        for source, start, commands in self._sources.make_groups(again=again):
+            reply, groups = self._commands.execute(*commands)
+            if isinstance(reply, ConnectionLost):
+                raise reply
+            if not isinstance(reply, RedisError):
+                journal.group_made(source, self.config.group, start, again=again)
             # a Redis that is out of memory refuses to make even a group that is there
-            if driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
-                return
-            raise driver.group_error(reply, stream, self.config.group) from reply
-        journal.group_made(stream, self.config.group, start, again=again)
-
-    def _recover(self) -> None:
-        """Read what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
-        for stream in self.config.streams:
-            after = streams.FIRST_ENTRY
-            while not self._stopping.is_set():
-                command = streams.read_own(self.config.group, self.name, stream, after=after)
-                reply = self._commands.execute_one(command)
-                if isinstance(reply, ConnectionLost):
-                    raise reply
-                if isinstance(reply, RedisError):
-                    return  # NOGROUP and the like: the next read meets it too, and says so
-                read = streams.parse_read(reply)
-                if read.last is None:
-                    break
-                self._take(read)
-                after = read.last
+            elif driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
+                continue
+            elif not (driver.is_out_of_memory(reply) and self._sources.do_without(source)):
+                raise driver.group_error(reply, source, self.config.group) from reply
 
     def _take(self, read: streams.Read) -> None:
         with self._changed:
-            for entry in read.entries:
-                if (entry.stream, entry.id) not in self._inbox:
-                    held, bury = admit(entry, self._handler, sampled=self._bus.sampled)
+            for delivered in read.deliveries:
+                if (delivered.source, delivered.source_id) not in self._inbox:
+                    held, bury = admit(delivered, self._handler, self.config, sampled=self._bus.sampled)
                     if bury is None:
                         self._inbox.take(held)
                     else:
                         self._inbox.hold(held)
-                        self._outbox.bury(held, bury)
-            for stream, entry_id in read.deleted:
-                if (stream, entry_id) not in self._inbox:
-                    journal.deleted(stream, entry_id, self.config.group)
-                    lost = Held(decode(Entry(stream, entry_id, ())))
-                    self._inbox.hold(lost)
-                    self._outbox.ack(lost)
+                        self._outbox.post(held, bury)
             self._changed.notify_all()
+        for source, entry_id in read.deleted:
+            self._deleted(source, entry_id)
+
+    def _not_owned(self, keys: NotOwned) -> None:
+        """These turned out to be another consumer's, or deleted."""
+        with self._changed:
+            for key in (*keys.lost, *keys.gone):
+                self._inbox.lose(key)
+            self._changed.notify_all()
+        for source, entry_id in keys.gone:
+            self._deleted(source, entry_id)
+
+    def _deleted(self, source: str, entry_id: str) -> None:
+        stream = self._sources.stream_of(source)
+        journal.deleted(stream, entry_id, self.config.group)
+        self._telemetry.lost(stream, self.config.group)
 
     # --- running ---------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while self._closed or (held := self._inbox.next_run()) is None:
-                    if self._closed or self._has_read:
+                while (held := None if self._stopping.is_set() else self._inbox.next_run()) is None:
+                    if self._stopping.is_set():
                         return
                     self._changed.wait()
             settlement = ByHand(self)
@@ -251,15 +275,34 @@ class Consumer:
             settlement.held = dict(zip(run.messages, run.held, strict=True))
             self._context.copy().run(self._handle, run)
 
+    def _begin(self, held: Sequence[Held]) -> None:
+        """Note in Redis that a handler begins, so that a run whose process dies is counted."""
+        commands = self._sources.begin(held)
+        try:
+            replies = self._commands.execute(*commands)
+        except QuantumBusError:
+            return  # counted as not begun, should the process die now
+        self._not_owned(self._sources.not_owned(commands, replies))
+
     def _handle(self, run: Run) -> None:
+        self._begin(run.held)
+        if all(held.lost for held in run.held):
+            with self._changed:
+                self._inbox.ran(run.held)
+                for held in run.held:
+                    self._inbox.drop(held)
+                self._changed.notify_all()
+            return
         with run.handling(self._telemetry, self.name) as handling:
             error = self._call(run)
             outcomes = run.end(error, handling.span_context)
             handling.finish(*run.summary(outcomes))
         with self._changed:
-            self._inbox.ran()
+            self._inbox.ran(run.held)
             for held, outcome in outcomes:
-                self._settle(held, outcome)
+                if outcome is not None:
+                    self._inbox.settling()
+                    self._outbox.post(held, outcome)
             self._changed.notify_all()
 
     def _call(self, run: Run) -> BaseException | None:
@@ -277,33 +320,18 @@ class Consumer:
 
     # --- outcomes --------------------------------------------------------------------------------
 
-    def _settle(self, held: Held, outcome: Outcome | None) -> None:
-        """Do what was decided; None: it has been done by hand. The condition is held."""
-        match outcome:
-            case Ack():
-                self._inbox.settling()
-                self._outbox.ack(held)
-            case Bury():
-                self._inbox.settling()
-                self._outbox.bury(held, outcome)
-            case Again(delay=delay):
-                held.first_failed_at = held.first_failed_at or timestamp()
-                self._telemetry.retried(held.incoming.stream, self.config.group)
-                heapq.heappush(self._parked, (monotonic() + delay, next(self._tickets), held))
-            case None:
-                return
+    def _has_read(self) -> bool:
+        return self._stopping.is_set() and not self._reading.is_alive()
 
     def _write(self) -> None:
-        """Write what the outbox holds and wake what is parked, until the consumer stops and nothing is left."""
+        """Write what the outbox holds, until the consumer is stopping and nothing is left."""
         while True:
             with self._changed:
-                while not self._due():
-                    if self._closed or (self._has_read and self._inbox.idle and not self._outbox):
+                while self._outbox.pause() != 0 or self._closed:
+                    if self._closed or (self._has_read() and not self._inbox.running and not self._outbox):
                         return
-                    self._changed.wait(self._pause())
+                    self._changed.wait(self._outbox.pause())
                 commands = self._outbox.take()
-            if not commands:
-                continue
             try:
                 replies: list[Any] = self._commands.execute(*commands)
             except QuantumBusError as error:
@@ -317,29 +345,30 @@ class Consumer:
             for letter in answered.settled:
                 self._settled(letter)
 
-    def _due(self) -> bool:
-        """Whether something is to be written; what was parked long enough is made ready on the way."""
-        while self._parked and self._parked[0][0] <= monotonic() and not self._stopping.is_set():
-            self._inbox.again(heapq.heappop(self._parked)[2])
-            self._changed.notify_all()
-        return self._outbox.pause() == 0 and not self._closed
-
-    def _pause(self) -> float | None:
-        pauses = [] if (pause := self._outbox.pause()) is None else [pause]
-        if self._parked and not self._stopping.is_set():
-            pauses.append(max(0.0, self._parked[0][0] - monotonic()))
-        return min(pauses, default=None)
-
     def _settled(self, letter: Letter) -> None:
-        if letter.buried is not None:
-            self._telemetry.dead_lettered(letter.held.incoming.stream, self.config.group, letter.buried)
+        letter.count(self._telemetry, self.config.group)
         journal.settled(letter, self.config.group)
+        if self._sources.scheduled(letter):
+            self._scheduled.set()
         if letter.settled is not None:
             letter.settled(letter.result)
 
+    def _move(self) -> None:
+        """Make scheduled messages readable when their time has come."""
+        while not self._stopping.is_set():
+            self._scheduled.clear()
+            pause = self._sources.pause()
+            if pause > 0:
+                self._scheduled.wait(pause)
+                continue
+            replies: Sequence[Any] = ()
+            with contextlib.suppress(ConnectionLost, ConfigurationError):  # the reader meets it too, and says so
+                replies = self._commands.execute(*self._sources.due())
+            self._sources.moved(replies)
+
     # --- by hand ---------------------------------------------------------------------------------
 
-    def post_by_hand(self, held: Held, bury: Bury | None) -> None:
+    def post_by_hand(self, held: Held, outcome: Outcome) -> None:
         """Ack or dead-letter now, and wait until Redis has done it.
 
         Raises:
@@ -348,10 +377,7 @@ class Consumer:
         future: Future[str] = Future()
         with self._changed:
             self._inbox.settling()
-            if bury is None:
-                self._outbox.ack(held, future.set_result)
-            else:
-                self._outbox.bury(held, bury, future.set_result)
+            self._outbox.post(held, outcome, future.set_result)
             self._changed.notify_all()
         if future.result() == LOST:
             raise held.lease_lost()
@@ -363,13 +389,11 @@ class Consumer:
             LeaseLost: another consumer owns the message by now.
             ConnectionLost: Redis did not do it.
         """
-        incoming = held.incoming
-        reply = self._commands.execute_one(
-            streams.KEEP.call([incoming.stream], self.config.group, self.name, incoming.id)
-        )
+        command = streams.KEEP.call([held.source], self.config.group, self.name, held.source_id)
+        reply = self._commands.execute_one(command)
         if isinstance(reply, BaseException):
-            raise ConnectionLost(f"the lease of message {incoming.id} could not be renewed: {reply}") from reply
-        if not reply:
+            raise ConnectionLost(f"the lease of message {held.incoming.id} could not be renewed: {reply}") from reply
+        if any(reply):
             raise held.lease_lost()
 
 
@@ -381,7 +405,7 @@ class ByHand:
         self.held: dict[Message, Held] = {}
 
     def ack(self, message: Message) -> None:
-        self._consumer.post_by_hand(self.held[message], None)
+        self._consumer.post_by_hand(self.held[message], delivery.ACK)
 
     def nack(self, message: Message) -> None:
         """Nothing to do yet: the run's end reads it off the message."""

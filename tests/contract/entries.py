@@ -5,6 +5,8 @@ from typing import Any
 
 import redis.asyncio
 
+from quantum_bus.streams import Keys
+
 _XRANGE = "return redis.call('XRANGE', KEYS[1], '-', '+')"  # redis-py's own xrange folds fields of one name
 
 
@@ -45,7 +47,17 @@ async def delivered(client: redis.asyncio.Redis, stream: str, group: str = "svc"
 
 
 async def all_acked(client: redis.asyncio.Redis, stream: str, group: str = "svc") -> bool:
-    """Whether the group has been given every entry, and has acked each."""
+    """Whether the group has been given every entry, has acked each, and has no retry ahead."""
+    keys = Keys.of(stream, group)
     entries = await stored(client, stream)
     last = entries[-1].id if entries else "0-0"
-    return await delivered(client, stream, group) == last and not await pending(client, stream, group)
+    if await delivered(client, stream, group) != last or await pending(client, stream, group):
+        return False
+    async with client.pipeline(transaction=True) as together:  # a retry is in one of them at any instant
+        ahead = await together.zcard(keys.due).xlen(keys.retry).execute()
+    return not any(ahead)
+
+
+async def scheduled(client: redis.asyncio.Redis, stream: str, group: str = "svc") -> list[str]:
+    """Ids of the group's messages that wait for their next attempt."""
+    return [message_id.decode() for message_id in await client.zrange(Keys.of(stream, group).due, 0, -1)]

