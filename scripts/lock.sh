@@ -17,7 +17,7 @@ compile() {  # OUTPUT ARGUMENT…
 # dev.txt, everything, is resolved first and the smaller sets are held to it, so that all name the same versions.
 compile requirements/dev.txt pyproject.toml --all-extras --group dev "$@"
 compile requirements/test.txt pyproject.toml --all-extras --group test -c requirements/dev.txt  # the installed wheel
-compile requirements/run.txt pyproject.toml --all-extras --group build -c requirements/dev.txt  # the demo
+compile requirements/run.txt pyproject.toml --all-extras --group build --group stack -c requirements/dev.txt  # the demo and the stack
 compile requirements/base.txt pyproject.toml -c requirements/dev.txt  # as users get it, without extras
 
 # The oldest versions pyproject.toml allows, under today's test tools.

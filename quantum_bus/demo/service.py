@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from quantum_bus import names
+from quantum_bus.config import STOP_SIGNALS
 from quantum_bus.errors import ConfigurationError, QuantumBusError
 from quantum_bus.jsonlog import Logger, setup_json_logging
 
@@ -50,6 +52,8 @@ def run_service(service: str, serve: Serve) -> int:
         print(f"{service}: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED
     finally:
+        for number in STOP_SIGNALS:  # it is ending already: a signal must not cut off its last spans and lines
+            signal.signal(number, signal.SIG_IGN)
         if telemetry is not None:
             telemetry.shutdown()
         log.info("Service stopped", event=names.EVENT_SERVICE_STOPPED)

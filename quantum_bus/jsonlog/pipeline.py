@@ -10,10 +10,11 @@ import logging
 import os
 from collections.abc import Callable
 from time import time_ns
-from typing import Final, Protocol
+from typing import Protocol
 
 from opentelemetry import trace
 
+from quantum_bus import names
 from quantum_bus.propagation import get_correlation_id
 
 from .encode import Clock
@@ -21,8 +22,6 @@ from .logrecord import fields_of
 from .record import Context, Record, logger_context, read_call
 from .safetext import text_of
 from .sinks import Sink
-
-EVENT_LOG_RECORDS_DROPPED: Final = "LOG_RECORDS_DROPPED"
 
 Encode = Callable[[Record, Clock, int], bytes]
 
@@ -153,7 +152,7 @@ class RecordPipeline:
             micros=time_ns() // 1000,
             level="WARNING",
             service=self._service,
-            event=EVENT_LOG_RECORDS_DROPPED,
+            event=names.EVENT_LOG_RECORDS_DROPPED,
             correlation_id=None,
             msg="Log records were dropped",
             fields={"dropped": dropped, "pid": os.getpid()},
