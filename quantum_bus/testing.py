@@ -20,7 +20,7 @@ from .config import State
 from .envelope import Receipt
 from .errors import ConfigurationError, PublishError
 from .jsonlog import CaptureSink, capture_logs
-from .streams import side_key
+from .streams import Keys, side_key
 
 try:
     import fakeredis
@@ -206,10 +206,14 @@ class TestBus:
                 groups = {group["name"]: group for group in await self.redis.xinfo_groups(stream)}
                 newest: Any = await self.redis.xrevrange(stream, count=1)
                 group = groups[config.group]
+                keys = Keys.of(stream, config.group)
+                async with self.redis.pipeline(transaction=True) as together:  # a retry is in one of them at any instant
+                    ahead = await together.zcard(keys.due).xlen(keys.retry).execute()
                 found[stream, config.group] = _Progress(
                     newest=newest[0][0] if newest else None,
                     delivered=group["last-delivered-id"],
                     pending=group["pending"],
+                    retries=sum(ahead),
                 )
         return found
 
@@ -250,15 +254,18 @@ class TestBus:
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """How far a group has come with a stream."""
+    """How far a group has come with a stream; ``retries`` are scheduled, due, or running again."""
 
     newest: str | None
     delivered: str
     pending: int
+    retries: int
 
     @property
     def done(self) -> bool:
-        return not self.pending and (self.newest is None or _number(self.delivered) >= _number(self.newest))
+        if self.pending or self.retries:
+            return False
+        return self.newest is None or _number(self.delivered) >= _number(self.newest)
 
 
 def _number(entry_id: str) -> tuple[int, ...]:
