@@ -157,6 +157,7 @@ class Consumer:
         if self._writing is not None:
             self._posted.set()  # with nothing left to write, it ends
             await asyncio.wait([self._writing], timeout=max(0.0, deadline - self._loop.time()))
+        await self._say(self._sources.forget(leaving=True))
         return len(self._inbox)
 
     async def close(self) -> None:
@@ -170,13 +171,16 @@ class Consumer:
         await self._reader.close()
 
     async def _release(self, given_up: Sequence[Held]) -> None:
-        commands = self._sources.release([held.key for held in given_up])
+        await self._say(self._sources.release([held.key for held in given_up]))
+
+    async def _say(self, commands: Sequence[streams.Command]) -> None:
+        """Tell Redis what it finds out by itself, only later: leases run out, names are forgotten."""
         if commands:
             try:
                 async with asyncio.timeout(streams.UNBLOCK_PATIENCE):
                     await self._commands.execute(*commands)
             except (QuantumBusError, TimeoutError):
-                journal.log.debug("Leases could not be released; they run out by themselves", exc_info=True)
+                journal.log.debug("Redis could not be told on leaving", exc_info=True)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -222,6 +226,8 @@ class Consumer:
             raise reply
         if self._sources.incomplete:
             await self._make_groups(again=True)
+        if commands := self._sources.forget():
+            await self._commands.execute(*commands)
         if isinstance(reply, RedisError):
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
             return

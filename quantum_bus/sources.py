@@ -24,6 +24,7 @@ LONGEST_ROUND: Final = 5.0
 LONGEST_NAP: Final = 1.0
 # Consumers' names are forgotten when they have nothing pending and were not seen for this long, seconds.
 FORGET_AFTER: Final = 3600.0
+FORGET_EVERY: Final = 600.0
 
 FROM_START: Final = "0-0"
 
@@ -66,6 +67,7 @@ class Sources:
         self._cursor = FROM_START
         self._next_round = clock()
         self._next_due = clock()
+        self._next_forget = clock() + FORGET_EVERY
 
     def stream_of(self, source: str) -> str:
         """The stream that a key stands for."""
@@ -175,6 +177,17 @@ class Sources:
         return [
             streams.RELEASE.call([source], self._group, self._consumer, idle_ms, *ids)
             for source, ids in by_source.items()
+        ]
+
+    def forget(self, *, leaving: bool = False) -> list[Command]:
+        """Remove the names of consumers that are gone and left nothing: from time to time, and one's own at the end."""
+        if not leaving and self._clock() < self._next_forget:
+            return []
+        self._next_forget = self._clock() + FORGET_EVERY
+        idle_ms = int(FORGET_AFTER * 1000)
+        return [
+            streams.FORGET.call([source], self._group, idle_ms, self._consumer, 1 if leaving else 0)
+            for source in self.names
         ]
 
     # --- scheduled -------------------------------------------------------------------------------

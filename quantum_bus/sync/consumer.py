@@ -111,11 +111,15 @@ class Consumer:
         with self._changed:
             given_up = self._inbox.drop_waiting()
             self._changed.notify_all()  # nothing is read any more: the writer may end
-        if commands := self._sources.release([held.key for held in given_up]):
+        self._say(self._sources.release([held.key for held in given_up]))
+
+    def _say(self, commands: Sequence[streams.Command]) -> None:
+        """Tell Redis what it finds out by itself, only later: leases run out, names are forgotten."""
+        if commands:
             try:
                 self._commands.execute(*commands, timeout=streams.UNBLOCK_PATIENCE)
             except QuantumBusError:
-                journal.log.debug("Leases could not be released; they run out by themselves", exc_info=True)
+                journal.log.debug("Redis could not be told on leaving", exc_info=True)
 
     def drain(self, deadline: float) -> int:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the monotonic clock.
@@ -126,6 +130,7 @@ class Consumer:
         for thread in (self._reading, *self._workers, self._writing):
             if thread.is_alive():
                 thread.join(max(0.0, deadline - monotonic()))
+        self._say(self._sources.forget(leaving=True))
         with self._changed:
             return len(self._inbox)
 
@@ -185,6 +190,8 @@ class Consumer:
             raise reply
         if self._sources.incomplete:
             self._make_groups(again=True)
+        if commands := self._sources.forget():
+            self._commands.execute(*commands)
         if isinstance(reply, RedisError):
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
             return

@@ -238,6 +238,35 @@ async def test_a_bus_that_stops_under_load_leaves_every_message_acked_or_to_the_
     assert sorted(handled) == list(range(200)), "none is lost, none is handled twice"
 
 
+async def test_a_bus_that_stops_takes_its_consumers_names_along_unless_something_is_pending(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str
+) -> None:
+    async def consumers() -> int:
+        return len(await redis_client.xinfo_consumers(stream, "svc"))
+
+    bus = buses()
+
+    @bus.subscriber(stream)
+    async def handle(payload: Any) -> None: ...
+
+    async with bus:
+        await bus.publish(stream, 1)
+        await eventually(lambda: all_acked(redis_client, stream))
+        assert await consumers() == 1
+    assert await consumers() == 0
+
+    await redis_client.xadd(stream, {"data": "2"})
+    await redis_client.xreadgroup("svc", "another", {stream: ">"})
+    successor = buses()
+
+    @successor.subscriber(stream)
+    async def handle_next(payload: Any) -> None: ...
+
+    async with successor:
+        await eventually(lambda: pending(redis_client, stream))
+    assert await consumers() == 1, "what another consumer holds would be discarded with its name"
+
+
 @pytest.mark.parametrize("twin", [ASYNCIO])
 async def test_a_bus_belongs_to_the_event_loop_it_was_first_used_in(buses: Buses, stream: str) -> None:
     bus = buses()
