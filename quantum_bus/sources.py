@@ -65,6 +65,7 @@ class Sources:
         self.read_timeout = self._block + streams.BLOCK_MARGIN
         self._looking: list[str] = []
         self._cursor = FROM_START
+        self._may_recover = True
         self._next_round = clock()
         self._next_due = clock()
         self._next_forget = clock() + FORGET_EVERY
@@ -102,8 +103,9 @@ class Sources:
     # --- reading ---------------------------------------------------------------------------------
 
     def read(self, room: int) -> Command:
-        """A blocking read of everything."""
-        block_ms = max(1, int(self._block * 1000))
+        """A blocking read of everything; between two pages of a recovery it hardly blocks."""
+        self._may_recover = True
+        block_ms = 1 if self._looking else max(1, int(self._block * 1000))
         return streams.read_new(self._group, self._consumer, self.names, count=room, block_ms=block_ms)
 
     def new(self, reply: Any) -> Read:
@@ -120,13 +122,19 @@ class Sources:
         return streams.parse_page(reply, source, self._stands_for.get(source))
 
     def recover(self, room: int) -> Command | None:
-        """The next page of what dead consumers left; None while it is not time."""
+        """The next page of what dead consumers left; None while it is not time.
+
+        Between two pages there is a read: what is new does not wait for a long pending list to be looked through.
+        """
+        if not self._may_recover:
+            return None
         if not self._looking:
             if self._clock() < self._next_round:
                 return None
             self._next_round = self._clock() + self._round * random.uniform(0.75, 1.25)  # noqa: S311 - spreads the load
             self._looking = list(self.names)
             self._cursor = FROM_START
+        self._may_recover = False
         lease_ms = int(self._config.ack_wait * 1000)
         count = min(room, streams.RECOVERY_PAGE)
         return streams.RECOVER.call([self._looking[0]], self._group, self._consumer, lease_ms, self._cursor, count)
