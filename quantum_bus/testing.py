@@ -207,8 +207,11 @@ class TestBus:
                 newest: Any = await self.redis.xrevrange(stream, count=1)
                 group = groups[config.group]
                 keys = Keys.of(stream, config.group)
-                async with self.redis.pipeline(transaction=True) as together:  # a retry is in one of them at any instant
-                    ahead = await together.zcard(keys.due).xlen(keys.retry).execute()
+                # in one step: a retry that becomes due meanwhile would be seen in neither
+                async with self.redis.pipeline(transaction=True) as together:
+                    together.zcard(keys.due)
+                    together.xlen(keys.retry)
+                    ahead = await together.execute()
                 found[stream, config.group] = _Progress(
                     newest=newest[0][0] if newest else None,
                     delivered=group["last-delivered-id"],

@@ -13,7 +13,18 @@ STEADY = Retry(initial=1.0, maximum=10.0, multiplier=2.0, jitter="none")
 
 
 def test_what_decoded_may_run() -> None:
-    assert delivery.before_run(incoming()) is None
+    assert delivery.before_run(incoming(), attempts=0, retry=Retry()) is None
+
+
+@pytest.mark.parametrize("max_attempts", [1, 5])
+def test_what_used_up_its_attempts_without_an_outcome_never_runs_again(max_attempts: int) -> None:
+    retry = Retry(max_attempts=max_attempts)
+    assert delivery.before_run(incoming(), attempts=max_attempts - 1, retry=retry) is None
+    for attempts in (max_attempts, max_attempts + 1):
+        bury = delivery.before_run(incoming(), attempts=attempts, retry=retry)
+        assert bury is not None
+        assert (bury.reason, bury.failure.error_type) == (names.REASON_MAX_ATTEMPTS, "ProcessDied")
+        assert f"begun {attempts} times" in bury.failure.message
 
 
 @pytest.mark.parametrize(
@@ -25,7 +36,7 @@ def test_what_decoded_may_run() -> None:
     ],
 )
 def test_what_cannot_be_decoded_never_runs(fields: list[bytes], reason: str) -> None:
-    bury = delivery.before_run(decode(Entry("s", "1-0", fields)))
+    bury = delivery.before_run(decode(Entry("s", "1-0", fields)), attempts=0, retry=Retry())
     assert bury is not None
     assert bury.reason == bury.failure.error_type == reason
     assert bury.failure.message

@@ -1,5 +1,6 @@
 """What a consumer holds, as a model that any order of calls may drive."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -31,7 +32,7 @@ def test_messages_run_in_the_order_they_were_read_in() -> None:
     for item in taken:
         inbox.take(item)
     assert [inbox.next_run() for _ in range(4)] == [[taken[0]], [taken[1]], [taken[2]], None]
-    inbox.ran()
+    inbox.ran([taken[1]])
     assert inbox.next_run() == [taken[3]]
 
 
@@ -76,77 +77,191 @@ def test_a_message_released_twice_counts_once() -> None:
     assert inbox.room() == 1
 
 
-def test_a_parked_message_takes_up_room_and_runs_when_it_is_due() -> None:
+def test_a_message_that_ran_and_is_not_settled_takes_up_room() -> None:
     inbox = Inbox(concurrency=1, batch=1, streams=1)
     item = held()
     inbox.take(item)
     inbox.next_run()
-    inbox.ran()
-    assert (inbox.room(), inbox.next_run(), inbox.idle) == (0, None, True)
-    inbox.again(item)
-    assert not inbox.idle
-    assert inbox.next_run() == [item]
+    inbox.ran([item])
+    assert (inbox.room(), inbox.next_run()) == (0, None)
+
+
+# --- suspects ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "suspect"),
+    [
+        (held(), False),
+        (held(begun=1), True),
+        (held(retried=2), False),
+        (held(retried=2, begun=1), True),
+        (held(unsettled=True), False),
+    ],
+    ids=["new", "begun", "failed", "begun again", "only prefetched"],
+)
+def test_a_message_is_a_suspect_whose_last_run_was_never_settled(item: Held, suspect: bool) -> None:
+    assert item.is_suspect == suspect
+
+
+def test_a_message_is_no_suspect_of_its_own_consumers() -> None:
+    item = held(retried=1)
+    item.attempt += 1  # its run has begun here
+    assert not item.is_suspect
+
+
+def test_suspects_run_one_at_a_time_beside_others() -> None:
+    inbox = Inbox(concurrency=4, batch=1, streams=1)
+    others = [held(1), held(4)]
+    suspects = [held(2, begun=1), held(3, begun=1)]
+    for item in (others[0], *suspects, others[1]):
+        inbox.take(item)
+    runs = [inbox.next_run() for _ in range(4)]
+    assert runs == [[suspects[0]], [others[0]], [others[1]], None], "a handler is free, and the second suspect waits"
+    inbox.ran([others[0]])
+    assert inbox.next_run() is None, "the first one still runs"
+    inbox.ran([suspects[0]])
+    assert inbox.next_run() == [suspects[1]]
+    assert inbox.running == 2
+
+
+def test_a_suspect_shares_no_batch() -> None:
+    inbox = Inbox(concurrency=2, batch=3, streams=1)
+    suspects, others = [held(1, begun=1), held(2, begun=1)], [held(3), held(4)]
+    for item in (*suspects, *others):
+        inbox.take(item)
+    assert [inbox.next_run() for _ in range(2)] == [[suspects[0]], others]
+
+
+# --- leases ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_what_is_lost_before_it_is_begun_never_runs(begun: int) -> None:
+    inbox = Inbox(concurrency=1, batch=1, streams=1)
+    item = held(begun=begun)
+    inbox.take(item)
+    assert inbox.lose(item.key) is item
+    assert item.lost
+    assert (inbox.next_run(), inbox.keys(), inbox.room()) == (None, (), 1)
+
+
+def test_what_is_lost_while_it_runs_is_held_until_its_outcome_is_known() -> None:
+    inbox = Inbox(concurrency=1, batch=1, streams=1)
+    item = held()
+    inbox.take(item)
+    inbox.next_run()
+    inbox.lose(item.key)
+    assert item.lost
+    assert inbox.keys() == (item.key,)
+    inbox.drop(item)
+    assert (inbox.keys(), inbox.room()) == ((), 1)
+
+
+def test_losing_what_is_not_held_changes_nothing() -> None:
+    inbox = Inbox(concurrency=1, batch=1, streams=1)
+    assert inbox.lose(("s", "9-0")) is None
+    assert inbox.room() == 1
+
+
+def test_stopping_hands_back_what_was_not_begun_suspects_included() -> None:
+    inbox = Inbox(concurrency=1, batch=1, streams=3)
+    running, waiting, suspect = held(1), held(2), held(3, begun=1)
+    inbox.take(running)
+    inbox.next_run()
+    inbox.take(waiting)
+    inbox.take(suspect)
+    assert set(inbox.drop_waiting()) == {waiting, suspect}
+    assert inbox.keys() == (running.key,)
+    assert inbox.drop_waiting() == ()
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Read as much as there is room for, run, fail, settle, in any order."""
+    """Read as much as there is room for, run, fail, settle, lose, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inbox = Inbox(concurrency=3, batch=2, streams=2)
         self.number = 0
         self.running: list[list[Held]] = []
-        self.parked: list[Held] = []
+        self.unsettled: list[Held] = []
         self.settling: list[Held] = []
-        self.ready = 0
+        self.ready: list[Held] = []
+        self.suspects: list[Held] = []
 
-    @rule(share=st.floats(0, 1))
-    def read(self, share: float) -> None:
+    @property
+    def suspect_runs(self) -> int:
+        return sum(run[0].unsettled for run in self.running)
+
+    @rule(share=st.floats(0, 1), begun=st.integers(0, 1))
+    def read(self, share: float, begun: int) -> None:
         for _ in range(2 * round(share * self.inbox.room())):
             self.number += 1
-            self.inbox.take(held(self.number, f"s{self.number % 2}"))
-            self.ready += 1
+            item = held(self.number, f"s{self.number % 2}", begun=begun)
+            self.inbox.take(item)
+            (self.suspects if begun else self.ready).append(item)
 
     @rule()
     def begin(self) -> None:
         run = self.inbox.next_run()
-        assert (run is None) == (not self.ready or len(self.running) == 3)
+        suspect = bool(self.suspects) and not self.suspect_runs
+        assert (run is None) == (len(self.running) == 3 or not (self.ready or suspect))
         if run is not None:
-            assert 1 <= len(run) <= 2
-            self.ready -= len(run)
+            assert list(run) == (self.suspects[:1] if suspect else self.ready[:2]), "in the order they were read in"
+            del (self.suspects if suspect else self.ready)[: len(run)]
             self.running.append(list(run))
 
     @precondition(lambda self: self.running)
-    @rule(failed=st.booleans())
-    def end(self, failed: bool) -> None:
-        run = self.running.pop(0)
-        self.inbox.ran()
+    @rule(index=st.integers(0, 2), by_hand=st.booleans())
+    def end(self, index: int, by_hand: bool) -> None:
+        run = self.running.pop(index % len(self.running))
+        self.inbox.ran(run)
         for item in run:
-            if failed:
-                self.parked.append(item)
+            if by_hand:
+                self.unsettled.append(item)
             else:
                 self.inbox.settling()
                 self.settling.append(item)
 
-    @precondition(lambda self: self.parked)
+    @precondition(lambda self: self.unsettled)
     @rule()
-    def due(self) -> None:
-        self.inbox.again(self.parked.pop())
-        self.ready += 1
+    def settle(self) -> None:
+        self.inbox.settling()
+        self.settling.append(self.unsettled.pop())
 
     @precondition(lambda self: self.settling)
     @rule()
-    def acked(self) -> None:
+    def written(self) -> None:
         self.inbox.release(self.settling.pop(0))
+
+    @precondition(lambda self: self.ready or self.suspects)
+    @rule(last=st.booleans())
+    def lose(self, last: bool) -> None:
+        waiting = self.suspects if (self.suspects and last) or not self.ready else self.ready
+        self.inbox.lose(waiting.pop(-1 if last else 0).key)
+
+    @precondition(lambda self: self.settling)
+    @rule()
+    def lose_what_is_settling(self) -> None:
+        self.inbox.lose(self.settling[0].key)
+
+    @rule()
+    def give_up(self) -> None:
+        assert list(self.inbox.drop_waiting()) == [*self.suspects, *self.ready]
+        self.suspects, self.ready = [], []
 
     @invariant()
     def holds_no_more_than_it_may(self) -> None:
-        in_hand = self.ready + sum(map(len, self.running)) + len(self.parked)
-        assert len(self.inbox) == in_hand + len(self.settling)
-        assert in_hand <= self.inbox.capacity
+        in_hand = [*self.suspects, *self.ready, *self.unsettled, *(item for run in self.running for item in run)]
+        assert set(self.inbox.keys()) == {item.key for item in (*in_hand, *self.settling)}
+        assert len(self.inbox) == len(in_hand) + len(self.settling)
+        assert len(in_hand) <= self.inbox.capacity
         assert len(self.inbox) <= 2 * self.inbox.capacity
         assert self.inbox.running == len(self.running) <= 3
-        assert self.inbox.idle == (not self.running and not self.ready)
+
+    @invariant()
+    def runs_no_two_suspects_at_once(self) -> None:
+        assert self.suspect_runs <= 1
 
 
 TestAnyOrder = AnyOrder.TestCase
