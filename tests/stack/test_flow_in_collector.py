@@ -1,10 +1,11 @@
-"""One flow of the three services, with a real SDK in each, as the real collector receives it: spans, metrics and logs."""
+"""One flow of the three services, each with a real SDK, as the real collector receives it: spans, metrics, logs."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_a_flow_is_one_trace_with_the_right_parents_and_links_and_its_logs_name_
     wait_until(lambda: len(spans()) == 5, timeout=20, what="the five spans of one flow")
     flow = spans()
     chain = ["create intent", f"send {INTENT}", f"process {INTENT}", f"send {EXECUTION}", f"process {EXECUTION}"]
-    for parent, child in zip(chain, chain[1:], strict=False):
+    for parent, child in pairwise(chain):
         assert flow[child]["parentSpanId"] == flow[parent]["spanId"], f"{child} follows from {parent}"
         assert attributes(flow[child])["messaging.message.conversation_id"] == correlation_id
     for sent, processed in ((chain[1], chain[2]), (chain[3], chain[4])):
