@@ -156,11 +156,11 @@ class Link:
             taken = [request for request in self._waiting if not request.abandoned]
             self._waiting.clear()
             self._written.extend(taken)
-        packed = connection.pack_commands([command for request in taken for command in request.commands])
+        packed = streams.pack(command for request in taken for command in request.commands)
         now = monotonic()
         for request in taken:
             request.written_at = now
-        connection.send_packed_command(packed, check_health=False)
+        connection.send_packed_command([packed], check_health=False)
 
     def _read(self, deadline: float) -> bool:
         """Read the next reply; whether it came before ``deadline``."""

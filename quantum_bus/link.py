@@ -153,12 +153,12 @@ class Link:
 
     async def _exchange(self, requests: Sequence[_Request]) -> None:
         connection = await self._connected()
-        packed = connection.pack_commands(command for request in requests for command in request.commands)
+        packed = streams.pack(command for request in requests for command in request.commands)
         replies: list[Reply] = []
         current = requests[0]
         try:
             async with asyncio.timeout(max(request.timeout for request in requests)):
-                await connection.send_packed_command(packed, check_health=False)
+                await connection.send_packed_command([packed], check_health=False)
                 for request in requests:
                     if request.written is not None:
                         request.written.set()

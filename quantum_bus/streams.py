@@ -10,10 +10,12 @@ consumer which takes over knows how often the message was run, and one that was 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
+
+from hiredis import pack_command
 
 from . import names
 from .config import hash_tag
@@ -73,6 +75,14 @@ def as_text(command: Command) -> Command | None:
     """The EVAL of an EVALSHA of ours, for a server that answered NOSCRIPT; None for any other command."""
     script = _BY_SHA.get(str(command[1])) if command[0] == "EVALSHA" else None
     return None if script is None else ("EVAL", script.text, *command[2:])
+
+
+def pack(commands: Iterable[Command]) -> bytes:
+    """Commands as they go onto the wire.
+
+    hiredis packs one in a seventh of the time that redis-py's asyncio side takes.
+    """
+    return b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub means a tuple of any length
 
 
 def side_key(name: str, suffix: str) -> str:
