@@ -12,6 +12,7 @@ import pytest
 from tests.packaging.conftest import CHECKOUT, Install, run
 
 TIERS = ("tests/unit", "tests/contract")
+LONG = "--ignore=tests/contract/test_memory.py"  # 200,000 messages, whose memory no setting changes
 AT_ONCE = 2
 
 
@@ -43,7 +44,7 @@ def results(install: Install, suite: Path) -> Iterator[Callable[[str], str]]:
         python = install(lock, interpreter)
         imported_from = run(python, "-c", "import quantum_bus; print(quantum_bus.__file__)", cwd=suite).strip()
         assert Path(imported_from).is_relative_to(python.parents[1]), "the installed package, not the checkout's"
-        return run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TIERS, cwd=suite)
+        return run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", LONG, *TIERS, cwd=suite)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         begun: dict[str, Future[str]] = {name: pool.submit(passed, *each) for name, each in settings().items()}
