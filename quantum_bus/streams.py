@@ -48,8 +48,9 @@ class Script:
     sha: str
 
     @classmethod
-    def load(cls, name: str) -> Script:
-        text = (files(__package__) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    def load(cls, *parts: str) -> Script:
+        folder = files(__package__) / "lua"
+        text = "".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in parts)
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
     def call(self, keys: Sequence[str], *arguments: Argument) -> Command:
@@ -59,14 +60,14 @@ class Script:
 
 ACK: Final = Script.load("ack")
 BEGIN: Final = Script.load("begin")
-DEAD_LETTER: Final = Script.load("dead_letter")
+DEAD_LETTER: Final = Script.load("move", "dead_letter")
 DUE: Final = Script.load("due")
 FORGET: Final = Script.load("forget")
 KEEP: Final = Script.load("keep")
 OWN: Final = Script.load("own")
 RECOVER: Final = Script.load("recover")
 RELEASE: Final = Script.load("release")
-RETRY: Final = Script.load("retry")
+RETRY: Final = Script.load("move", "retry")
 _SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, RECOVER, RELEASE, RETRY)
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
