@@ -119,6 +119,11 @@ def after_nack(delay: float | None, *, attempt: int, retry: Retry) -> Again | Bu
     return Again(backoff(attempt, retry, random.uniform) if delay is None else delay, failure)
 
 
+def too_wide(again: Again) -> Bury:
+    """An entry of too many fields to be scheduled: it is dead-lettered, with the error of its only attempt."""
+    return Bury(names.REASON_GAVE_UP, again.failure)
+
+
 def after_term(reason: str) -> Bury:
     """The handler called ``term``."""
     return Bury(names.REASON_REJECTED, Failure("term", mask_text(reason)[:MAX_MESSAGE_LENGTH]))

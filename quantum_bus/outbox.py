@@ -151,6 +151,9 @@ class Outbox:
                     entry_id = letter.held.source_id
                     letter.result = LOST if entry_id in lost else letter.if_absent if entry_id in absent else DONE
                 answered.settled += letters
+            elif isinstance(reply, list) and reply[0] == b"wide" and isinstance(letters[0].outcome, Again):
+                letters[0].outcome = delivery.too_wide(letters[0].outcome)
+                self._letters += letters
             elif isinstance(reply, list):
                 letters[0].result = _RESULTS.get(reply[0]) or letters[0].if_absent
                 answered.settled += letters

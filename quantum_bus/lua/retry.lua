@@ -1,10 +1,13 @@
 -- Schedule an entry for another attempt of this group: a copy is kept under its message's id, then it is acknowledged.
 -- KEYS[2] due times (sorted set)   KEYS[3] copies (hash)   KEYS[4] completion stream
 -- ARGV[9] delay, milliseconds   ARGV[10..] further fields, names and values in turn
--- Returns {'ok', due}, or what move.lua says.
+-- Returns {'ok', due}, {'wide'} where the entry has more values than due.lua could add again, or what move.lua says.
 local fields, refusal = fields_of_owned()
 if not fields then
   return refusal
+end
+if #fields > 7000 then -- unpack() is bounded by Lua's C stack, at 8,000 values
+  return {'wide'}
 end
 for i = 10, #ARGV do
   fields[#fields + 1] = ARGV[i]

@@ -13,7 +13,7 @@ import redis.asyncio
 from quantum_bus import Event, Message, Reject, Retry
 from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually
-from tests.contract.entries import all_acked, pending, stored
+from tests.contract.entries import Stored, all_acked, pending, stored
 from tests.contract.twins import Buses, settled
 
 Unique = Callable[[str], str]
@@ -316,6 +316,31 @@ async def test_a_very_wide_entry_is_kept_whole(
     assert dead["dlq.error_message"] == "4000"
     assert dead.names[0] == "dlq.packed"
     assert dead.names[1:] == DLQ_FIELDS
+
+
+async def test_an_entry_too_wide_to_be_scheduled_is_dead_lettered_and_holds_up_no_retry(
+    buses: Buses, real_backend: Backend, redis_client: redis.asyncio.Redis, stream: str, dlq: str
+) -> None:
+    bus = buses()
+    attempts: list[int] = []
+
+    @bus.subscriber(stream, retry=Retry(max_attempts=2, initial=0))
+    async def handle(payload: dict[str, str], message: Message) -> None:
+        attempts.append(message.attempt)
+        raise ValueError(str(len(payload)))
+
+    await redis_client.xadd(stream, {f"f{n}": "x" for n in range(4_000)})
+    await bus.publish(stream, {"narrow": "1"})
+    async with bus:
+        dead = await eventually(lambda: _several(redis_client, dlq, 2))
+        await eventually(lambda: all_acked(redis_client, stream))
+    assert {entry["dlq.error_message"] for entry in dead} == {"4000", "1"}
+    assert sorted(attempts) == [1, 1, 2]
+
+
+async def _several(client: redis.asyncio.Redis, dlq: str, count: int) -> list[Stored]:
+    found = await stored(client, dlq)
+    return found if len(found) == count else []
 
 
 async def test_a_dead_letter_put_back_is_handled_in_its_flow(
