@@ -47,11 +47,12 @@ async def delivered(client: redis.asyncio.Redis, stream: str, group: str = "svc"
 
 
 async def all_acked(client: redis.asyncio.Redis, stream: str, group: str = "svc") -> bool:
-    """Whether the group has been given every entry, has acked each, and has no retry ahead."""
+    """Whether there are entries, the group has been given every one, has acked each, and has no retry ahead."""
     keys = Keys.of(stream, group)
-    entries = await stored(client, stream)
-    last = entries[-1].id if entries else "0-0"
-    if await delivered(client, stream, group) != last or await pending(client, stream, group):
+    last = await client.xrevrange(stream, count=1)
+    if not last or await delivered(client, stream, group) != last[0][0].decode():
+        return False
+    if (await client.xpending(stream, group))["pending"]:
         return False
     async with client.pipeline(transaction=True) as together:  # a retry is in one of them at any instant
         ahead = await together.zcard(keys.due).xlen(keys.retry).execute()

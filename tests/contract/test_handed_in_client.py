@@ -18,10 +18,16 @@ async def ping(client: Any) -> bool:
 
 
 async def test_the_bus_publishes_and_consumes_through_it_and_never_closes_it(
-    buses: Buses, redis_client: redis.asyncio.Redis, stream: str
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = buses.client()
     handled: list[int] = []
+
+    def closed(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is the caller's to close")
+
+    for owner, name in ((client, "aclose"), (client, "close"), (client.connection_pool, "disconnect")):
+        monkeypatch.setattr(owner, name, closed, raising=False)
     for number in range(2):
         bus = buses(client=client)
 
@@ -34,6 +40,7 @@ async def test_the_bus_publishes_and_consumes_through_it_and_never_closes_it(
             await eventually(lambda: all_acked(redis_client, stream))
         assert await ping(client)
     assert handled == [0, 1]
+    monkeypatch.undo()
     await buses.close(client)
 
 

@@ -356,3 +356,23 @@ async def test_a_cancelled_publish_does_not_disturb_the_others(
             assert isinstance(result, asyncio.CancelledError)
     assert all(isinstance(result, Receipt) for result in results[3::4])
     assert (await bus.publish(stream, "after")).id
+
+
+@pytest.mark.parametrize("twin", [ASYNCIO])
+async def test_a_publish_cancelled_before_it_is_written_is_never_stored(
+    twin: str, real_backend: Backend, redis_client: redis.asyncio.Redis, stream: str
+) -> None:
+    assert real_backend.url is not None
+    buses = Buses(twin, real_backend)
+    with Proxy(real_backend.url) as proxy:
+        bus = buses(url=proxy.url)
+        held = proxy.hold("XADD")
+        calls = [asyncio.ensure_future(bus.publish(stream, 0))]
+        await eventually(held.is_set)
+        calls += [asyncio.ensure_future(bus.publish(stream, n)) for n in range(1, 4)]
+        await asyncio.sleep(0)  # they wait behind the first one
+        calls[2].cancel()
+        proxy.release()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await buses.stop()
+    assert [entry["data"] for entry in await stored(redis_client, stream)] == ["0", "1", "3"]

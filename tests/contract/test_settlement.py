@@ -415,7 +415,11 @@ async def test_a_message_waiting_for_its_next_attempt_takes_up_no_handler(
     async with bus:
         await eventually(lambda: sorted(handled) == list(range(1, 10)))
         await eventually(lambda: _one_scheduled(redis_client, stream))
-        assert not await pending(redis_client, stream)
+        await eventually(lambda: _none_pending(redis_client, stream))
+
+
+async def _none_pending(client: redis.asyncio.Redis, stream: str) -> bool:
+    return not await pending(client, stream)
 
 
 async def _one_scheduled(client: redis.asyncio.Redis, stream: str) -> bool:

@@ -47,13 +47,15 @@ class Proxy:
         self.url = ""
         self._port = 0
         self._refusing = False
+        self._swallowing = False
 
     # --- what to do ------------------------------------------------------------------------------
 
     def lose_reply(self, command: str, *, count: int = 1, after: int = 0) -> None:
         """Redis carries the command out; instead of its reply the client sees the connection closed. `count` times.
 
-        Of a command that blocks, only a reply that holds something counts. The first `after` replies get through.
+        `EVALSHA` is any script; `EVALSHA <digest>` is a certain one, which Redis has to know already. Of a command that
+        blocks, only a reply that holds something counts. The first `after` replies get through.
         """
 
         def lose() -> None:
@@ -100,9 +102,14 @@ class Proxy:
         self._refusing = True
         self.cut()
 
+    def swallow(self) -> None:
+        """Close every connection; take each new one, and never answer on it, not even after `accept`."""
+        self._swallowing = True
+        self.cut()
+
     def accept(self) -> None:
-        """After `refuse`: take connections again."""
-        self._refusing = False
+        """After `refuse` or `swallow`: serve new connections again."""
+        self._refusing = self._swallowing = False
 
     @property
     def open_connections(self) -> int:
@@ -135,6 +142,10 @@ class Proxy:
             session.close()
         self._go_on.set()
         if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=0.5)
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=5)
 
     def _call(self, change: object) -> None:
@@ -152,6 +163,11 @@ class Proxy:
         self.connections += 1
         try:
             if self._refusing:
+                return
+            if self._swallowing:
+                with contextlib.suppress(OSError):
+                    while await reader.read(1 << 16):
+                        pass
                 return
             try:
                 upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
@@ -176,17 +192,22 @@ class Proxy:
 
     async def admit(self, command: str) -> None:
         """Return when the command may be passed on."""
-        if self._held is not None and self._held[0] == command:
+        if self._held is not None and self._held[0] in names_of(command):
             name, after, event = self._held
             if after:
                 self._held = (name, after - 1, event)
             else:
                 event.set()
                 await self._go_on.wait()
-        self.commands[command] += 1
+        for name in names_of(command):
+            self.commands[name] += 1
 
     def loses(self, command: str, reply: bytes) -> bool:
         """Whether this reply is to be lost."""
+        lost = [name for name in names_of(command) if self._counts(name, reply)]
+        return bool(lost)
+
+    def _counts(self, command: str, reply: bytes) -> bool:
         if not self._lose[command] or reply in (b"*-1\r\n", b"$-1\r\n"):
             return False
         if self._spare[command]:
@@ -246,10 +267,17 @@ class _Session:
 
 
 def command_of(frame: bytes) -> str:
-    """The name of the command in a request; with its subcommand for those that have one."""
+    """The name of the command in a request; with its subcommand for those that have one, with its digest a script."""
     parts = frame.split(b"\r\n")
     name = parts[2].decode().upper() if len(parts) > 2 else ""
+    if name == "EVALSHA":
+        return f"{name} {parts[4].decode()}"
     return f"{name} {parts[4].decode().upper()}" if name in ("CLIENT", "XGROUP", "SCRIPT") else name
+
+
+def names_of(command: str) -> tuple[str, ...]:
+    """What a command is called by: a script by its digest, or as any."""
+    return (command, "EVALSHA") if command.startswith("EVALSHA ") else (command,)
 
 
 def frame_end(buffer: bytes, start: int) -> int | None:

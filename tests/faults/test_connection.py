@@ -14,7 +14,7 @@ from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually, pause
 from tests.contract.entries import all_acked, pending, stored
-from tests.contract.twins import TWINS, Buses, settled
+from tests.contract.twins import TWINS, Bus, Buses, settled
 from tests.faults.proxy import Proxy
 
 RESUME_WITHIN = 5.0
@@ -223,6 +223,35 @@ async def test_an_ack_by_hand_survives_a_lost_reply(
     assert outcomes[1] in ("acked", "LeaseLost"), "the first ack was carried out, the second one finds nothing to ack"
 
 
+async def test_what_a_read_brings_while_the_bus_is_stopping_is_left_to_the_next_at_once(
+    buses: Buses, proxy: Proxy, redis_client: redis.asyncio.Redis
+) -> None:
+    handled: list[int] = []
+
+    def consumer(url: str | None) -> Bus:
+        bus = buses(url=url, block=0.3)
+
+        @bus.subscriber("s", ack_wait=1000.0)
+        async def handle(number: int) -> None:
+            handled.append(number)
+
+        return bus
+
+    async with consumer(proxy.url) as bus:
+        await buses().publish("s", 0)
+        await eventually(lambda: handled == [0])
+        held = proxy.hold("XREADGROUP")
+        await eventually(held.is_set)  # a read is on its way, and not there
+        stopping = asyncio.ensure_future(bus.stop())
+        await eventually(lambda: bus.raw._state.value == "stopping")
+        await buses().publish_many("s", [1, 2])
+        proxy.release()
+        await stopping
+    async with consumer(None):
+        await eventually(lambda: sorted(handled) == [0, 1, 2], timeout=10)
+        await eventually(lambda: all_acked(redis_client, "s"))
+
+
 # --- connections that break --------------------------------------------------------------------------------------
 
 
@@ -273,6 +302,29 @@ async def test_a_redis_that_hangs_is_a_timeout_within_the_deadline_and_then_all_
         await bus.publish("s", 4)
         await eventually(lambda: 4 in handled)
         await eventually(lambda: all_acked(redis_client, "s"))
+
+
+async def test_a_connection_that_is_taken_and_never_answered_is_given_up(
+    buses: Buses, proxy: Proxy, redis_client: redis.asyncio.Redis
+) -> None:
+    bus = buses(url=proxy.url, reply_timeout=0.5, block=0.3)
+    handled: list[int] = []
+
+    @bus.subscriber("s")
+    async def handle(number: int) -> None:
+        handled.append(number)
+
+    async with bus:
+        await bus.publish("s", 0)
+        await eventually(lambda: handled == [0])
+        before = proxy.connections
+        proxy.swallow()
+        with pytest.raises(PublishTimeout):
+            await bus.publish("s", 1, timeout=0.3)
+        await eventually(lambda: proxy.connections >= before + 2)
+        proxy.accept()
+        await bus.publish("s", 2, timeout=RESUME_WITHIN)
+        await eventually(lambda: 2 in handled, timeout=RESUME_WITHIN)
 
 
 async def test_stopping_while_redis_hangs_ends_soon_after_its_deadline(buses: Buses, server: RedisProcess) -> None:
