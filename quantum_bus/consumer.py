@@ -83,6 +83,7 @@ class Consumer:
         self._moving: asyncio.Task[None] | None = None
         self._runs: dict[asyncio.Task[None], Run] = {}
         self._notes: set[asyncio.Task[None]] = set()
+        self._noted = False  # whether this server has noted a run: before, it may not know the script yet
         self._context = contextvars.copy_context()
 
     # --- life ------------------------------------------------------------------------------------
@@ -207,6 +208,7 @@ class Consumer:
             except (ConnectionLost, ConfigurationError) as error:
                 # the reply may have been lost behind the read: its entries are this consumer's, and unseen
                 lost = True
+                self._noted = False  # it may be another server behind it
                 if not backoff.failures:
                     journal.connection_lost(error)
                 await _wait(self._stopping, backoff.next())
@@ -295,7 +297,7 @@ class Consumer:
             self._inbox.lose(key)
         for source, entry_id in keys.gone:
             self._deleted(source, entry_id)
-            self._inbox.lose((source, entry_id))
+            self._inbox.lose((source, entry_id), gone=True)
         self._room.set()
 
     def _deleted(self, source: str, entry_id: str) -> None:
@@ -324,14 +326,18 @@ class Consumer:
             runner.add_done_callback(self._ran)
 
     async def _begin(self, runs: Sequence[Run], begun: asyncio.Event) -> None:
-        """Note in Redis that handlers begin, so that a run whose process dies is counted; then let them."""
+        """Note in Redis that handlers begin, so that a run whose process dies is counted; then let them.
+
+        That the note is on its way is enough, where the server is known to understand it.
+        """
         commands = self._sources.begin([held for run in runs for held in run.held])
         try:
-            replies = await self._commands.execute(*commands, written=begun)
+            replies = await self._commands.execute(*commands, written=begun if self._noted else None)
         except QuantumBusError:
             return  # counted as not begun, should the process die now
         finally:
             begun.set()
+        self._noted = all(isinstance(reply, list) for reply in replies)
         self._not_owned(self._sources.not_owned(commands, replies))
 
     def _ran(self, task: asyncio.Task[None]) -> None:
