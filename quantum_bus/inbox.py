@@ -35,7 +35,8 @@ class Held:
         last_span: the span of the last run, for the next one to link to.
         started: when its last run began, seconds since the epoch; 0 before.
         duration: how long that took, seconds.
-        lost: another consumer has been found to own it.
+        lost: it has been found to be this consumer's no more.
+        gone: because its stream has it no more, not because another consumer took it over.
         unsettled: it comes from a consumer that is gone.
     """
 
@@ -50,6 +51,7 @@ class Held:
     started: float = 0.0
     duration: float = 0.0
     lost: bool = False
+    gone: bool = False
     unsettled: bool = False
 
     @property
@@ -156,11 +158,12 @@ class Inbox:
         if self._held.get(held.key) is held:
             del self._held[held.key]
 
-    def lose(self, key: tuple[str, str]) -> Held | None:
-        """Another consumer owns it by now: what has not been begun is not held any longer."""
+    def lose(self, key: tuple[str, str], *, gone: bool = False) -> Held | None:
+        """Another consumer owns it by now, or it is deleted: what has not been begun is not held any longer."""
         held = self._held.get(key)
         if held is not None:
             held.lost = True
+            held.gone = held.gone or gone
             for waiting in (self._ready, self._suspects):
                 if held in waiting:
                     waiting.remove(held)

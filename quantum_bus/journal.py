@@ -121,7 +121,7 @@ def settled(letter: Letter, group: str) -> None:
     incoming = letter.held.incoming
     fields = {"group": group, **_about(incoming)}
     if letter.result == LOST:
-        if letter.settled is None and not letter.held.lost:
+        if letter.settled is None and not letter.held.gone:
             log.warning(
                 "Message %s of %s was taken over by another consumer before it was settled here",
                 incoming.id,

@@ -58,7 +58,8 @@ class Letter:
         """Count what has reached Redis."""
         stream = self.held.incoming.stream
         if self.result == LOST:
-            telemetry.lease_lost(stream, group)
+            if not self.held.gone:  # that was counted when it was found
+                telemetry.lease_lost(stream, group)
         elif self.result == GONE:
             telemetry.lost(stream, group)
         elif isinstance(self.outcome, Bury):

@@ -257,8 +257,10 @@ class Consumer:
     def _not_owned(self, keys: NotOwned) -> None:
         """These turned out to be another consumer's, or deleted."""
         with self._changed:
-            for key in (*keys.lost, *keys.gone):
+            for key in keys.lost:
                 self._inbox.lose(key)
+            for key in keys.gone:
+                self._inbox.lose(key, gone=True)
             self._changed.notify_all()
         for source, entry_id in keys.gone:
             self._deleted(source, entry_id)

@@ -158,6 +158,17 @@ def test_what_is_lost_while_it_runs_is_held_until_its_outcome_is_known() -> None
     assert (inbox.keys(), inbox.room()) == ((), 1)
 
 
+def test_what_is_deleted_while_it_runs_was_not_taken_over() -> None:
+    inbox = Inbox(concurrency=1, batch=1, streams=1)
+    item = held()
+    inbox.take(item)
+    inbox.next_run()
+    inbox.lose(item.key, gone=True)
+    inbox.lose(item.key)  # the next renewal finds it pending no more
+    assert item.lost
+    assert item.gone
+
+
 def test_losing_what_is_not_held_changes_nothing() -> None:
     inbox = Inbox(concurrency=1, batch=1, streams=1)
     assert inbox.lose(("s", "9-0")) is None

@@ -1,17 +1,19 @@
 """Outcomes on their way to Redis."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import orjson
 import pytest
 from opentelemetry.trace import SpanContext
 from redis.exceptions import ResponseError
 
-from quantum_bus import ConnectionLost, names, propagation, streams
+from quantum_bus import ConnectionLost, journal, names, propagation, streams
 from quantum_bus.config import BusConfig
 from quantum_bus.delivery import ACK, Again, Bury, Failure, Outcome
 from quantum_bus.outbox import ACKS_TOGETHER, DONE, GONE, LOST, Letter, Outbox
 from quantum_bus.streams import Command, Keys
+from quantum_bus.telemetry import Telemetry
 from tests.unit.clock import Clock
 from tests.unit.incoming import held
 
@@ -283,3 +285,27 @@ def test_who_settles_by_hand_is_to_be_told(outbox: Outbox) -> None:
     assert letter.settled is not None
     letter.settled(letter.result)
     assert told == [DONE]
+
+
+@pytest.mark.parametrize(
+    ("found", "gone", "events"),
+    [
+        (False, False, [names.EVENT_BUS_LEASE_LOST]),
+        (True, False, [names.EVENT_BUS_LEASE_LOST]),
+        (True, True, []),
+    ],
+    ids=["found by the ack", "found by the heartbeat", "deleted"],
+)
+def test_a_lost_lease_is_said_and_counted_once_however_it_was_found(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture, found: bool, gone: bool, events: list[str]
+) -> None:
+    item = held()
+    item.lost, item.gone = found, gone
+    outbox.post(item, ACK)
+    outbox.take()
+    [letter] = outbox.answered([[[b"1-0"], []]]).settled
+    journal.settled(letter, "g")
+    assert [getattr(record, "event", "") for record in caplog.records] == events
+    telemetry = Mock(spec=Telemetry)
+    letter.count(telemetry, "g")
+    assert telemetry.lease_lost.call_count == len(events)
