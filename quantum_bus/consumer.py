@@ -234,8 +234,9 @@ class Consumer:
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
             return
         read = self._sources.recovered(reply)
-        journal.recovered(self.config, len(read.deliveries))
-        self._telemetry.recovered(self.config.streams[0], self.config.group, len(read.deliveries))
+        taken_over = self._inbox.not_held(read.deliveries)  # its own are among them where its renewals were late
+        journal.recovered(self.config, taken_over)
+        self._telemetry.recovered(self.config.streams[0], self.config.group, taken_over)
         self._take(read)
 
     async def _recover_own(self) -> None:

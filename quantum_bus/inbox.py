@@ -11,7 +11,7 @@ after the other, though beside others: so the death of a process is counted agai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanContext
 
 from .envelope import Incoming
 from .errors import LeaseLost
+from .streams import Delivery
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +106,10 @@ class Inbox:
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._held
+
+    def not_held(self, deliveries: Iterable[Delivery]) -> int:
+        """How many of them are not held yet."""
+        return sum((delivery.source, delivery.source_id) not in self._held for delivery in deliveries)
 
     def room(self) -> int:
         """Entries of each stream that may be read now; 0 where none may.
