@@ -148,7 +148,6 @@ ATTR_EXCEPTION_STACK: Final = "exception.stacktrace"
 OUTCOME_ACK: Final = "ack"
 OUTCOME_RETRY: Final = "retry"
 OUTCOME_DEAD_LETTER: Final = "dead_letter"
-OUTCOME_LEASE_LOST: Final = "lease_lost"
 OUTCOME_ABANDONED: Final = "abandoned"
 
 # --- metrics ---------------------------------------------------------------------------------------

@@ -70,11 +70,6 @@ class Run:
         self.subject: Any = self.messages if handler.batch else self.messages[0]
         self.arguments = handler.arguments(self.messages, [item.payload for item in held])
 
-    @property
-    def is_repeat(self) -> bool:
-        """Whether a message of it was begun before, here or in a process that died."""
-        return any(item.attempt > 1 for item in self.held)
-
     def handling(self, telemetry: Telemetry, consumer: str) -> Handling:
         """The run's telemetry scope."""
         return Handling(

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis.asyncio
@@ -14,46 +13,16 @@ from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually, pause
 from tests.contract.entries import all_acked, pending, stored
-from tests.contract.twins import TWINS, Bus, Buses, settled
+from tests.contract.twins import Bus, Buses, settled
 from tests.faults.proxy import Proxy
 
 RESUME_WITHIN = 5.0
 """Seconds after the server's return within which a consumer works again."""
 
 
-@pytest.fixture(params=TWINS)
-def twin(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def all_levels(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "quantum_bus")
-
-
 @pytest.fixture
 def server(own_redis: RedisProcess) -> RedisProcess:
     return own_redis
-
-
-@pytest.fixture
-async def buses(twin: str, server: RedisProcess) -> AsyncIterator[Buses]:
-    made = Buses(twin, Backend(server.server.series, server.url))
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def redis_client(server: RedisProcess) -> AsyncIterator[redis.asyncio.Redis]:
-    client = redis.asyncio.Redis.from_url(server.url)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def proxy(server: RedisProcess) -> Iterator[Proxy]:
-    with Proxy(server.url) as proxy:
-        yield proxy
 
 
 def events(caplog: pytest.LogCaptureFixture) -> Counter[str]:

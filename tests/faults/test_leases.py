@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from quantum_bus.demo.redis_server import RedisProcess
 from quantum_bus.heartbeat import Heartbeat
 from quantum_bus.sources import LONGEST_NAP, ROUNDS
 from quantum_bus.streams import Script
-from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually
 from tests.contract.entries import Stored, all_acked, pending, scheduled, stored
-from tests.contract.twins import TWINS, Buses, settled
+from tests.contract.twins import Buses, settled
 from tests.faults.proxy import Proxy
 from tests.faults.victim import GO, NOTES
 
@@ -38,36 +37,6 @@ SLACK = 1.5
 def takeover_seconds(ack_wait: float) -> float:
     """A lease, and the longest that a round may be: a quarter above its usual length, and a read that blocks in it."""
     return ack_wait + 2.25 * ack_wait / ROUNDS
-
-
-@pytest.fixture(params=TWINS)
-def twin(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def all_levels(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "quantum_bus")
-
-
-@pytest.fixture
-async def buses(twin: str, own_redis: RedisProcess) -> AsyncIterator[Buses]:
-    made = Buses(twin, Backend(own_redis.server.series, own_redis.url))
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def redis_client(own_redis: RedisProcess) -> AsyncIterator[redis.asyncio.Redis]:
-    client = redis.asyncio.Redis.from_url(own_redis.url)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def proxy(own_redis: RedisProcess) -> Iterator[Proxy]:
-    with Proxy(own_redis.url) as proxy:
-        yield proxy
 
 
 class Victim:
