@@ -1,0 +1,99 @@
+"""A command's connection to Redis: its options, and what it says when there is none.
+
+::
+
+    def lag(url: Url = None, prefix: Prefix = "", debug: Debug = False) -> None:
+        with connected("lag", url, debug=debug) as client:
+            ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
+
+import redis
+import typer
+from redis.exceptions import NoPermissionError, RedisError
+from redis.retry import Retry
+
+from quantum_bus import driver, names
+from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
+from quantum_bus.config import BusConfig, check_stream, masked_url
+from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
+
+# What BusConfig wants to know of a service, and nothing shows.
+_SERVICE: Final = "quantum-bus"
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", metavar="URL", envvar=names.ENV_URL, help="The Redis, as redis://localhost:6379/0.", show_default=False
+    ),
+]
+Prefix = Annotated[str, typer.Option("--prefix", metavar="TEXT", help="What the buses put before each stream's name.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def connected(command: str, url: str | None, *, debug: bool = False) -> Iterator[redis.Redis]:
+    """A client for the body of a command, closed behind it; see :func:`open_client`.
+
+    Errors of the project's and of Redis, in connecting and in the body, end the process with one line on standard
+    error: 2 where what was asked for cannot work, 1 where it could have.
+
+    Args:
+        command: its name, which the line begins with.
+        url: None where neither the option nor the environment names one.
+        debug: show the traceback before the line.
+    """
+    try:
+        client = open_client(url)
+        try:
+            yield client
+        finally:
+            client.close()
+    except ConfigurationError as error:
+        fail(f"{command}: {error}", EXIT_USAGE, error=error if debug else None)
+    except (QuantumBusError, RedisError, OSError) as error:
+        fail(f"{command}: {_text(error, url)}", EXIT_FAILED, error=error if debug else None)
+
+
+def open_client(url: str | None) -> redis.Redis:
+    """A blocking client that answers bytes, speaks RESP2 and never sends a command again by itself.
+
+    Raises:
+        ConfigurationError: there is no URL, it cannot work, or Redis refuses its credentials.
+        ConnectionLost: Redis cannot be reached.
+    """
+    if not url:
+        raise ConfigurationError(f"no Redis to talk to: give --url redis://localhost:6379/0, or set {names.ENV_URL}")
+    config = BusConfig(url=url, service=_SERVICE)
+    driver.check_url(config, redis.ConnectionPool, Retry)
+    client = redis.Redis.from_url(url, **driver.connection_options(config, Retry))
+    try:
+        client.ping()
+    except NoPermissionError:
+        pass  # a user that may not PING is known, and may be allowed what the command needs
+    except (RedisError, OSError) as error:
+        client.close()
+        raise driver.connect_error(error, masked_url(url)) from error
+    return client
+
+
+def full_name(stream: str, prefix: str) -> str:
+    """The key of a stream that was named on the command line.
+
+    Raises:
+        ConfigurationError: no stream can have that name.
+    """
+    name = prefix + stream if stream else stream
+    check_stream(name)
+    return name
+
+
+def _text(error: BaseException, url: str | None) -> str:
+    if isinstance(error, driver.CONNECTION_ERRORS) and not isinstance(error, QuantumBusError):
+        return str(ConnectionLost(f"the connection to Redis at {masked_url(url or '')} broke: {error}"))
+    return str(error)
