@@ -2,7 +2,7 @@
 
 from .bus import EventBus
 from .config import Retry
-from .envelope import Event, Receipt
+from .envelope import Event
 from .errors import (
     BackPressure,
     BusClosed,
@@ -34,6 +34,7 @@ from .propagation import (
     get_correlation_id,
     set_correlation_id,
 )
+from .receipt import Receipt
 
 __all__ = [
     "BackPressure",

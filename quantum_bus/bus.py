@@ -23,12 +23,13 @@ from .backoff import Backoff
 from .blocking_link import Link as BlockingLink
 from .config import STOP_SIGNALS, BusConfig, Retry, Start, State, TraceMode, check_stream, check_timeout, masked_url
 from .consumer import Consumer, Process
-from .envelope import Event, Receipt
+from .envelope import Event
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
 from .heartbeat import BEATS, Heartbeat, Lease
 from .link import Link
 from .publisher import Publisher
+from .receipt import Receipt
 from .subscriptions import Subscriptions
 from .telemetry import Telemetry
 
@@ -221,6 +222,8 @@ class EventBus:
         correlation_id: str | UUID | None = None,
         message_id: str | UUID | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        dedupe: float | None = None,
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> Receipt:
         """Add a message to a stream; returns when Redis has confirmed it.
@@ -235,6 +238,12 @@ class EventBus:
             correlation_id: the flow's id; None takes the one in force, else the trace's. A malformed one is replaced.
             message_id: unique and stable over retries; None makes one.
             headers: the caller's own, str to str.
+            delay: seconds until the message is added to the stream, by Redis's clock; None or 0 adds it at once. It
+                waits in Redis until then, and whichever consumer of the stream comes first adds it, at most about a
+                second late; where none runs, it waits on. Publishing a ``message_id`` that waits already changes
+                nothing.
+            dedupe: seconds within which a second publish of the same ``message_id`` to this stream adds nothing, and
+                returns the first one's receipt. None adds each, also one whose reply was lost.
             timeout: seconds within which Redis must confirm. A lost connection is tried again until then.
 
         Raises:
@@ -256,6 +265,8 @@ class EventBus:
             message_id=message_id,
             headers=headers,
             stream=self.config.prefix + stream,
+            delay=delay,
+            dedupe=dedupe,
         )
         return await self._publish(item, timeout)
 

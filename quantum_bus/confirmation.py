@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 from . import driver, streams
 from .backoff import Backoff
 from .config import BusConfig
-from .envelope import Outgoing, Receipt, encode
+from .envelope import Outgoing, encode
 from .errors import ConnectionLost, PublishError, PublishTimeout
+from .receipt import Receipt
 from .streams import Command
 from .telemetry import Sending
 
@@ -24,7 +25,7 @@ CHUNK: Final = 500
 
 
 class Confirmation:
-    """The XADDs of one ``publish`` or ``publish_many``.
+    """The additions of one ``publish`` or ``publish_many``.
 
     Write :meth:`commands`, tell :meth:`answered` or :meth:`lost`, pause as they say, until there are no commands;
     :meth:`results` may be asked at any time, and counts what is missing as timed out.
@@ -41,7 +42,15 @@ class Confirmation:
 
     def commands(self) -> Sequence[Command]:
         """What is to be written now; nothing when everything is answered."""
-        return [self._commands[index] for index in self._missing[:CHUNK]]
+        commands = [self._commands[index] for index in self._missing[:CHUNK]]
+        if len(commands) > 1:
+            # Where the server does not know the script, its additions would come behind the others: the first one is
+            # sent with its text, which teaches it.
+            for at, command in enumerate(commands):
+                if (text := streams.as_text(command)) is not None:
+                    commands[at] = text
+                    break
+        return commands
 
     def answered(self, replies: Sequence[Any]) -> float:
         """The replies to :meth:`commands`; returns the seconds to pause before the rest."""
@@ -65,8 +74,9 @@ class Confirmation:
         results: list[Receipt | PublishError] = []
         for outgoing, reply in zip(self._outgoing, self._replies, strict=True):
             if isinstance(reply, bytes):
-                correlation_id = self._sending.correlation_id(outgoing)
-                results.append(Receipt(reply.decode(), outgoing.message_id, correlation_id, outgoing.stream))
+                entry_id, first_id = streams.parse_added(reply)
+                correlation_id = first_id or self._sending.correlation_id(outgoing)
+                results.append(Receipt(entry_id, outgoing.message_id, correlation_id, outgoing.stream))
                 continue
             error: PublishError
             cause = reply
@@ -88,19 +98,30 @@ class Confirmation:
         (result,) = self.results()
         if isinstance(result, PublishError):
             raise result
-        self._sending.sent(result.id)
+        if result.id:
+            self._sending.sent(result.id)
         return result
 
 
 def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
+    correlation_id = sending.correlation_id(outgoing)
     fields = encode(
         outgoing,
-        correlation_id=sending.correlation_id(outgoing),
+        correlation_id=correlation_id,
         context=sending.context,
         baggage=sending.baggage,
         service=service,
     )
-    return streams.add(outgoing.stream, fields)
+    if not outgoing.delay_ms and not outgoing.dedupe_ms:
+        return streams.add(outgoing.stream, fields)
+    return streams.add_with_care(
+        outgoing.stream,
+        fields,
+        message_id=outgoing.message_id,
+        correlation_id=correlation_id,
+        delay_ms=outgoing.delay_ms,
+        dedupe_ms=outgoing.dedupe_ms,
+    )
 
 
 def _is_open(reply: Any) -> bool:

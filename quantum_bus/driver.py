@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 from typing import Any, Final
@@ -114,10 +115,21 @@ def server_address(client: Any) -> tuple[str, int | None] | None:
     return None if host is None else (str(host), options.get("port") if "host" in options else None)
 
 
+# Redis 6.2 puts a script's own place, once or twice, before the code of an error that a command in it met.
+_IN_SCRIPT: Final = re.compile(r"^.*@user_script: ?[0-9]+: -?")
+
+
+def _says(error: object, *beginnings: str) -> bool:
+    """Whether it is a refusal whose text, wherever in a script it arose, begins with one of these."""
+    return isinstance(error, ResponseError) and _IN_SCRIPT.sub("", str(error)).startswith(beginnings)
+
+
 def is_transient(error: RedisError) -> bool:
     """Whether the server refused a command for a reason that passes by itself: a replica before its promotion."""
-    return isinstance(error, ReadOnlyError) or str(error).startswith(
-        ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+    return (
+        isinstance(error, ReadOnlyError)
+        or str(error).startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"))
+        or _says(error, "READONLY")
     )
 
 
@@ -133,7 +145,7 @@ def is_busy_group(error: object) -> bool:
 
 def is_out_of_memory(error: object) -> bool:
     """OOM: the server is at ``maxmemory``."""
-    return isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and str(error).startswith("OOM"))
+    return isinstance(error, OutOfMemoryError) or _says(error, "OOM")
 
 
 def is_no_script(error: object) -> bool:
@@ -145,11 +157,11 @@ def is_no_script(error: object) -> bool:
 
 def is_wrong_type(error: object) -> bool:
     """WRONGTYPE: the key holds something else."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+    return _says(error, "WRONGTYPE")
 
 
 def publish_error(error: RedisError, stream: str) -> PublishError:
-    """A reply to XADD that says no."""
+    """A reply to XADD, or to the script that stands for it, that says no."""
     if is_out_of_memory(error):
         return BackPressure(
             f"Redis is at its maxmemory and did not store the message for {stream!r}; publish later, trim streams, or "
@@ -157,7 +169,8 @@ def publish_error(error: RedisError, stream: str) -> PublishError:
         )
     if is_wrong_type(error):
         return PublishError(
-            f"the key {stream!r} is not a stream; publish to another name, or remove that key ({error})"
+            f"the key {stream!r} is not a stream, or a side key of it is of another type; publish to another name, or "
+            f"remove that key ({error})"
         )
     if isinstance(error, NoPermissionError):
         return PublishError(f"this Redis user may not XADD to {stream!r}: ACL SETUSER … +xadd ~{stream} ({error})")

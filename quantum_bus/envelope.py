@@ -8,6 +8,7 @@ An entry without ``v`` is foreign. It is read leniently and always yields a mess
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ MAX_ID_LENGTH: Final = 128
 MAX_NAME_LENGTH: Final = 1024
 MAX_HEADERS: Final = 64
 MAX_HEADERS_BYTES: Final = 65_536
+# Of a delay or a deduplication window, about a hundred years: longer ones overflow Redis's clock.
+MAX_SECONDS: Final = 3_153_600_000
 
 _ENTRY_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII)
 _VERSION: Final = str(names.WIRE_VERSION).encode()
@@ -64,6 +67,8 @@ class Event:
         message_id: unique and stable over retries; by default a new one, ordered by time (UUID version 7).
         headers: the caller's own, str to str.
         stream: where it goes; set by ``publish``.
+        delay: seconds until it is added to the stream; None or 0 adds it at once.
+        dedupe: seconds within which a second one of this ``message_id`` on this stream is not added; None adds each.
     """
 
     payload: Any
@@ -73,28 +78,19 @@ class Event:
     message_id: str | UUID | None = None
     headers: Mapping[str, str] | None = None
     stream: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What Redis confirmed.
-
-    Attributes:
-        id: the stream entry's id, as ``"1735900523456-0"``.
-        message_id: the message's own id.
-        correlation_id: the flow's id.
-        stream: the stream's full name, with the bus's prefix.
-    """
-
-    id: str
-    message_id: str
-    correlation_id: str
-    stream: str
+    delay: float | None = None
+    dedupe: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A checked event, ready to be given its trace context and sent. ``data`` is the payload as JSON bytes."""
+    """A checked event, ready to be given its trace context and sent.
+
+    Attributes:
+        data: the payload as JSON.
+        delay_ms: milliseconds until it is added to the stream, 0 for none.
+        dedupe_ms: milliseconds within which its id is added once, 0 for no such window.
+    """
 
     stream: str
     data: bytes
@@ -104,6 +100,8 @@ class Outgoing:
     correlation_id: str | None
     causation_id: str | None
     headers: tuple[tuple[str, str], ...]
+    delay_ms: int = 0
+    dedupe_ms: int = 0
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -132,7 +130,7 @@ def prepare(event: Event, *, max_payload_bytes: int) -> Outgoing:
     Raises:
         SerializationError: the payload cannot be JSON.
         PayloadTooLarge: it can, and is longer than ``max_payload_bytes``.
-        ConfigurationError: a header, key or id is of the wrong type or size.
+        ConfigurationError: a header, key, id, delay or window is of the wrong type or size.
     """
     data = dumps(event.payload)
     if len(data) > max_payload_bytes:
@@ -151,7 +149,20 @@ def prepare(event: Event, *, max_payload_bytes: int) -> Outgoing:
         correlation_id=propagation.checked_correlation_id(event.correlation_id) or propagation.get_correlation_id(),
         causation_id=propagation.get_causation_id(),
         headers=_checked_headers(event.headers) if event.headers else (),
+        delay_ms=0 if event.delay is None else _milliseconds("delay", event.delay, zero=True),
+        dedupe_ms=0 if event.dedupe is None else _milliseconds("dedupe", event.dedupe, zero=False),
     )
+
+
+def _milliseconds(option: str, seconds: float, *, zero: bool) -> int:
+    """Whole milliseconds, at least one where it is not 0."""
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not number or not (seconds > 0 or (zero and seconds == 0)) or seconds > MAX_SECONDS:
+        raise ConfigurationError(
+            f"{option}={_shown(seconds)}: give seconds {'of 0 or more' if zero else 'above 0'}, at most "
+            f"{MAX_SECONDS:,}, or leave it out"
+        )
+    return math.ceil(seconds * 1000)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

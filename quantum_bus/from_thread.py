@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from .config import DEFAULT_PUBLISH_TIMEOUT
-from .envelope import Receipt
 from .errors import ConfigurationError, PublishError
+from .receipt import Receipt
 
 T = TypeVar("T")
 

@@ -79,8 +79,11 @@ REASON_GAVE_UP: Final = "gave_up"
 
 SUFFIX_DLQ: Final = "dlq"
 SUFFIX_COMPLETED: Final = "completed"
-# These are a group's own: `{name}:retry:<group>`.
+# With a message's id behind it: `{name}:dedupe:<message_id>`.
+SUFFIX_DEDUPE: Final = "dedupe"
+# A group's own: `{name}:retry:<group>`.
 SUFFIX_RETRY: Final = "retry"
+# Of what is published with a delay as they stand, and of a group's retries: `{name}:due`, `{name}:due:<group>`.
 SUFFIX_DUE: Final = "due"
 SUFFIX_COPIES: Final = "scheduled"
 

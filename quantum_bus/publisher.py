@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from .config import BusConfig
 from .confirmation import Confirmation
-from .envelope import Event, Receipt, prepare
+from .envelope import Event, prepare
 from .errors import ConnectionLost, PublishError
 from .link import Link
+from .receipt import Receipt
 from .telemetry import Telemetry
 
 

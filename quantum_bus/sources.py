@@ -215,8 +215,18 @@ class Sources:
         return max(0.0, self._next_due - self._clock())
 
     def due(self) -> list[Command]:
-        """Make readable what is due, of every stream."""
-        return [streams.DUE.call([keys.due, keys.copies, keys.retry], streams.DUE_PAGE) for keys in self.keys.values()]
+        """Make readable what is due, of every stream: this group's retries, and what was published with a delay.
+
+        The latter is for all groups, and whichever consumer comes first adds it to the stream.
+        """
+        return [
+            streams.DUE.call(list(scheduled), streams.DUE_PAGE)
+            for keys in self.keys.values()
+            for scheduled in (
+                (keys.due, keys.copies, keys.retry),
+                (keys.delayed_due, keys.delayed_copies, keys.stream),
+            )
+        ]
 
     def moved(self, replies: Sequence[Any]) -> None:
         """The replies to :meth:`due`, or none where Redis did not answer."""

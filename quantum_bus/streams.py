@@ -65,10 +65,11 @@ DUE: Final = Script.load("due")
 FORGET: Final = Script.load("forget")
 KEEP: Final = Script.load("keep")
 OWN: Final = Script.load("own")
+PUBLISH: Final = Script.load("publish")
 RECOVER: Final = Script.load("recover")
 RELEASE: Final = Script.load("release")
 RETRY: Final = Script.load("move", "retry")
-_SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, RECOVER, RELEASE, RETRY)
+_SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, PUBLISH, RECOVER, RELEASE, RETRY)
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
 
@@ -102,6 +103,8 @@ class Keys:
         retry: stream of this group's own, with what is to be tried again.
         due: sorted set: when what is scheduled becomes readable.
         copies: hash: the entries that are scheduled.
+        delayed_due: as ``due``, of what was published with a delay, for all groups.
+        delayed_copies: as ``copies``, likewise.
         dead: dead-letter stream, of all groups.
         completed: completion records, of all groups.
     """
@@ -110,6 +113,8 @@ class Keys:
     retry: str
     due: str
     copies: str
+    delayed_due: str
+    delayed_copies: str
     dead: str
     completed: str
 
@@ -120,6 +125,8 @@ class Keys:
             retry=side_key(stream, f"{names.SUFFIX_RETRY}:{group}"),
             due=side_key(stream, f"{names.SUFFIX_DUE}:{group}"),
             copies=side_key(stream, f"{names.SUFFIX_COPIES}:{group}"),
+            delayed_due=side_key(stream, names.SUFFIX_DUE),
+            delayed_copies=side_key(stream, names.SUFFIX_COPIES),
             dead=side_key(stream, names.SUFFIX_DLQ),
             completed=side_key(stream, names.SUFFIX_COMPLETED),
         )
@@ -128,6 +135,31 @@ class Keys:
 def add(stream: str, fields: Sequence[bytes | str]) -> Command:
     """XADD; the reply is the entry's id."""
     return ("XADD", stream, "*", *fields)
+
+
+def add_with_care(
+    stream: str,
+    fields: Sequence[bytes | str],
+    *,
+    message_id: str,
+    correlation_id: str,
+    delay_ms: int,
+    dedupe_ms: int,
+) -> Command:
+    """PUBLISH: add later, or only once in a window, or both; see :func:`parse_added` for its reply."""
+    keys = [stream, side_key(stream, names.SUFFIX_DUE), side_key(stream, names.SUFFIX_COPIES)]
+    if dedupe_ms:
+        keys.append(side_key(stream, f"{names.SUFFIX_DEDUPE}:{message_id}"))
+    return PUBLISH.call(keys, message_id, delay_ms, dedupe_ms, correlation_id, *fields)
+
+
+def parse_added(reply: bytes) -> tuple[str, str]:
+    """The entry's id, empty where it comes later, and the stored message's correlation id, empty for the caller's own.
+
+    The reply is XADD's or PUBLISH's.
+    """
+    entry_id, _, correlation_id = reply.decode().partition(" ")
+    return entry_id, correlation_id
 
 
 def create_group(stream: str, group: str, start: str) -> Command:

@@ -7,6 +7,7 @@ provider and no other test's state is touched.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -17,9 +18,9 @@ from typing import Any, Final, Self, TypeVar
 from . import names
 from .bus import EventBus
 from .config import State
-from .envelope import Receipt
 from .errors import ConfigurationError, PublishError
 from .jsonlog import CaptureSink, capture_logs
+from .receipt import Receipt
 from .streams import Keys, side_key
 
 try:
@@ -180,16 +181,18 @@ class TestBus:
         """Wait until every message is handled and settled, those included that handlers have published.
 
         Args:
-            timeout: seconds; a message that waits for a retry counts as not handled.
+            timeout: seconds; a message that waits for a retry counts as not handled, and so does one published with a
+                delay that ends before the timeout.
 
         Raises:
             TimeoutError: naming the groups that still have something to do.
         """
         await self.start()
         deadline = asyncio.get_running_loop().time() + timeout
+        due_by = (time.time() + timeout) * 1000
         before: dict[tuple[str, str], _Progress] = {}
         while True:
-            now = await self._progress()
+            now = await self._progress(due_by)
             # Twice the same, and all done: then it was all done at one moment, whatever was handled in between.
             if now == before and all(progress.done for progress in now.values()):
                 return
@@ -199,7 +202,7 @@ class TestBus:
             before = now
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _progress(self) -> dict[tuple[str, str], _Progress]:
+    async def _progress(self, due_by: float) -> dict[tuple[str, str], _Progress]:
         found = {}
         for config, _ in self.bus._subscriptions:  # noqa: SLF001 - a window into the bus is what this module is
             for stream in config.streams:
@@ -211,12 +214,13 @@ class TestBus:
                 async with self.redis.pipeline(transaction=True) as together:
                     together.zcard(keys.due)
                     together.xlen(keys.retry)
+                    together.zcount(keys.delayed_due, "-inf", due_by)
                     ahead = await together.execute()
                 found[stream, config.group] = _Progress(
                     newest=newest[0][0] if newest else None,
                     delivered=group["last-delivered-id"],
                     pending=group["pending"],
-                    retries=sum(ahead),
+                    ahead=sum(ahead),
                 )
         return found
 
@@ -257,16 +261,16 @@ class TestBus:
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """How far a group has come with a stream; ``retries`` are scheduled, due, or running again."""
+    """How far a group has come with a stream; ``ahead`` are retries, scheduled, due or running, and what is delayed."""
 
     newest: str | None
     delivered: str
     pending: int
-    retries: int
+    ahead: int
 
     @property
     def done(self) -> bool:
-        if self.pending or self.retries:
+        if self.pending or self.ahead:
             return False
         return self.newest is None or _number(self.delivered) >= _number(self.newest)
 

@@ -33,9 +33,10 @@ from quantum_bus.config import (
     check_timeout,
     masked_url,
 )
-from quantum_bus.envelope import Event, Receipt
+from quantum_bus.envelope import Event
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from quantum_bus.heartbeat import Heartbeat
+from quantum_bus.receipt import Receipt
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
 
@@ -190,6 +191,8 @@ class EventBus:
         correlation_id: str | UUID | None = None,
         message_id: str | UUID | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        dedupe: float | None = None,
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> Receipt:
         """Add a message to a stream; returns when Redis has confirmed it. See :meth:`quantum_bus.EventBus.publish`."""
@@ -203,6 +206,8 @@ class EventBus:
             message_id=message_id,
             headers=headers,
             stream=self.config.prefix + stream,
+            delay=delay,
+            dedupe=dedupe,
         )
         return self._publish(item, timeout)
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import BusConfig
 from quantum_bus.confirmation import Confirmation
-from quantum_bus.envelope import Event, Receipt, prepare
+from quantum_bus.envelope import Event, prepare
 from quantum_bus.errors import ConnectionLost, PublishError
+from quantum_bus.receipt import Receipt
 from quantum_bus.telemetry import Telemetry
 
 

@@ -22,12 +22,18 @@ from quantum_bus.config import BusConfig
 
 CONFIG = BusConfig(url="redis://user:hunter2@db.example:6380/3", service="svc", reply_timeout=7.0)
 
+# What Redis 6.2 puts before the error of a command that a script called.
+IN_SCRIPT = f"Error running script (call to f_{'0' * 40}): @user_script:18: "
+
 
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
         (OutOfMemoryError("command not allowed"), BackPressure, "maxmemory"),
         (ResponseError("OOM command not allowed"), BackPressure, "maxmemory"),
+        (ResponseError(f"{IN_SCRIPT}@user_script: 18: -OOM command not allowed"), BackPressure, "maxmemory"),
+        (ResponseError(f"{IN_SCRIPT}WRONGTYPE Operation against a key"), PublishError, "not a stream"),
+        (ResponseError("no OOM"), PublishError, "refused the message"),
         (ResponseError("WRONGTYPE Operation against a key"), PublishError, "not a stream"),
         (NoPermissionError("this user has no permissions"), PublishError, r"\+xadd ~orders"),
         (ResponseError("ERR something new"), PublishError, "something new"),
@@ -79,6 +85,7 @@ def test_what_keeps_a_connection_from_being_made_is_told_apart(error: BaseExcept
         (ResponseError("MASTERDOWN Link with MASTER is down"), True),
         (ResponseError("CLUSTERDOWN The cluster is down"), True),
         (ResponseError("TRYAGAIN Multiple keys request during rehashing"), True),
+        (ResponseError(f"{IN_SCRIPT}@user_script: 18: -READONLY You can't write against a read only replica."), True),
         (OutOfMemoryError("command not allowed"), False),
         (ResponseError("WRONGTYPE Operation"), False),
     ],

@@ -297,6 +297,30 @@ def test_what_is_at_the_limit_goes() -> None:
     assert dict(outgoing.headers) == headers
 
 
+def test_the_widest_entry_that_can_be_published_fits_a_lua_scripts_unpack() -> None:
+    headers = {f"h{n}": "" for n in range(envelope.MAX_HEADERS)}
+    outgoing = dataclasses.replace(prepared({}, event="E", key="k", headers=headers, delay=1), causation_id="c")
+    context = SpanContext(1, 2, is_remote=False, trace_state=TraceState([("a", "b")]))
+    assert len(encoded(outgoing, context, baggage="a=b")) < 7_000
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (0, 0)),
+        ({"delay": 0, "dedupe": None}, (0, 0)),
+        ({"delay": 1.5, "dedupe": 60}, (1500, 60_000)),
+        ({"delay": 0.00001, "dedupe": 0.00001}, (1, 1)),
+        ({"delay": envelope.MAX_SECONDS}, (envelope.MAX_SECONDS * 1000, 0)),
+    ],
+)
+def test_delay_and_window_are_whole_milliseconds_never_rounded_to_none(
+    options: dict[str, float], expected: tuple[int, int]
+) -> None:
+    outgoing = prepared({}, **options)
+    assert (outgoing.delay_ms, outgoing.dedupe_ms) == expected
+
+
 def test_an_empty_mapping_of_headers_is_none() -> None:
     assert prepared(headers={}).headers == ()
 

@@ -251,7 +251,9 @@ def letter(outcome: Outcome, result: str = DONE) -> Letter:
 def test_what_is_due_is_made_readable_for_every_stream(clock: Clock) -> None:
     assert made(clock, "s", "t").due() == [
         streams.DUE.call(["{s}:due:g", "{s}:scheduled:g", RETRY], DUE_PAGE),
+        streams.DUE.call(["{s}:due", "{s}:scheduled", "s"], DUE_PAGE),
         streams.DUE.call(["{t}:due:g", "{t}:scheduled:g", OTHER_RETRY], DUE_PAGE),
+        streams.DUE.call(["{t}:due", "{t}:scheduled", "t"], DUE_PAGE),
     ]
 
 

@@ -64,7 +64,23 @@ def test_all_keys_of_a_stream_stand_in_its_slot_and_a_groups_own_bear_its_name()
     keys = Keys.of("s", "g")
     assert (keys.stream, keys.dead, keys.completed) == ("s", "{s}:dlq", "{s}:completed")
     assert (keys.retry, keys.due, keys.copies) == ("{s}:retry:g", "{s}:due:g", "{s}:scheduled:g")
+    assert (keys.delayed_due, keys.delayed_copies) == ("{s}:due", "{s}:scheduled")
     assert Keys.of("s{t}", "g").retry == "s{t}:retry:g"
+
+
+def test_what_is_added_with_care_names_the_keys_it_touches() -> None:
+    assert streams.add_with_care(
+        "s", ["a", b"b"], message_id="m", correlation_id="c", delay_ms=5, dedupe_ms=0
+    ) == streams.PUBLISH.call(["s", "{s}:due", "{s}:scheduled"], "m", 5, 0, "c", "a", b"b")
+    assert streams.add_with_care(
+        "s{t}", ["a", b"b"], message_id="{m}", correlation_id="c", delay_ms=0, dedupe_ms=7
+    ) == streams.PUBLISH.call(["s{t}", "s{t}:due", "s{t}:scheduled", "s{t}:dedupe:{m}"], "{m}", 0, 7, "c", "a", b"b")
+
+
+def test_an_addition_is_answered_with_an_id_and_where_it_may_be_the_first_ones_its_flow() -> None:
+    assert streams.parse_added(b"1-0") == ("1-0", "")
+    assert streams.parse_added(b"1-0 flow") == ("1-0", "flow")
+    assert streams.parse_added(b" flow") == ("", "flow")
 
 
 ENTRIES = [[b"1-0", [b"a", b"b"]], [b"2-0", None], [b"10-3", [b"c", b"d", b"c", b"e"]]]

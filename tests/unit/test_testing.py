@@ -56,6 +56,20 @@ async def test_drained_waits_for_what_handlers_publish_and_retry() -> None:
     assert seen == [(number, attempt) for number in (3, 2, 1, 0) for attempt in (1, 2)]
 
 
+async def test_drained_waits_for_a_short_delay_and_not_for_one_past_its_timeout() -> None:
+    seen: list[int] = []
+    async with TestBus() as bus:
+
+        @bus.subscriber("reminders")
+        async def handle(number: int) -> None:
+            seen.append(number)
+
+        await bus.publish("reminders", 1, delay=0.05)
+        await bus.publish("reminders", 2, delay=3600)
+        await bus.drained()
+    assert seen == [1]
+
+
 async def test_drained_names_the_group_that_is_not_done() -> None:
     async with TestBus(service="slow_one") as bus:
 
