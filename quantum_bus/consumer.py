@@ -352,7 +352,7 @@ class Consumer:
         await begun.wait()
         with run.handling(self._telemetry, self.name) as handling:
             error = await self._call(run)
-            outcomes = run.end(error, handling.span_context)
+            outcomes = run.end(error)
             handling.finish(*run.summary(outcomes))
         for held, outcome in outcomes:
             if outcome is not None:

@@ -139,9 +139,22 @@ def backoff(attempt: int, retry: Retry, uniform: Callable[[float, float], float]
 
 
 def dead_letter_fields(
-    bury: Bury, *, stream: str, entry_id: str, group: str, consumer: str, attempts: int, first_failed_at: str, now: str
+    bury: Bury,
+    *,
+    stream: str,
+    entry_id: str,
+    group: str,
+    consumer: str,
+    attempts: int,
+    first_failed_at: str,
+    now: str,
+    span: str,
 ) -> list[str]:
-    """What is written behind the original fields, names and values in turn."""
+    """What is written behind the original fields, names and values in turn.
+
+    Args:
+        span: ``traceparent`` of the failing run; empty where no handler ran.
+    """
     return [
         names.DLQ_STREAM,
         stream,
@@ -165,4 +178,6 @@ def dead_letter_fields(
         first_failed_at,
         names.DLQ_LAST_FAILED_AT,
         now,
+        names.DLQ_SPAN,
+        span,
     ]

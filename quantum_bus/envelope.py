@@ -48,8 +48,10 @@ _KNOWN_FIELDS: Final = frozenset(
         names.FIELD_BAGGAGE,
         names.FIELD_SERVICE,
         names.FIELD_TS,
+        *names.REPLAY_FIELDS,
     )
 )
+_ADDED_FIELDS: Final = names.DLQ_FIELDS | names.REPLAY_FIELDS
 # What a foreign entry's `v` (no version) and `message_id` (not vouched for) say is the producer's own matter.
 _FOREIGN_FIELDS: Final = _KNOWN_FIELDS - {names.FIELD_VERSION, names.FIELD_MESSAGE_ID}
 
@@ -259,6 +261,7 @@ class Incoming:
         baggage: an OpenTelemetry context with the entry's baggage.
         extra: fields that the format does not know, as text.
         foreign: the entry came without ``v``.
+        failed_span: ``traceparent`` of the failing run, where this is a dead letter that was replayed into its stream.
         reason: None, or why the payload cannot be had: one of ``names.REASON_*``.
         detail: the reason in words.
     """
@@ -279,6 +282,7 @@ class Incoming:
     baggage: Context
     extra: Mapping[str, str]
     foreign: bool
+    failed_span: str | None = None
     reason: str | None = None
     detail: str | None = None
 
@@ -335,17 +339,27 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
         baggage=propagation.with_baggage(texts.get(names.FIELD_BAGGAGE)),
         extra={k: v for k, v in texts.items() if k not in known and not k.startswith(names.HEADER_PREFIX)},
         foreign=foreign,
+        failed_span=texts.get(names.REPLAY_SPAN),
         reason=reason,
         detail=detail,
     )
 
 
 def _origin(entry: Entry, texts: Mapping[str, str]) -> tuple[str, str]:
-    """Stream and id that the entry was first read under: its own, but for a dead letter, which names them."""
+    """Stream and id that the entry was first read under: its own, but for dead letters and replayed ones.
+
+    A dead letter names both. One that was replayed into its stream names its first id, and still does as a dead letter.
+    """
     stream, entry_id = texts.get(names.DLQ_STREAM), texts.get(names.DLQ_ID)
-    if stream and entry_id and _ENTRY_ID.fullmatch(entry_id):
-        return stream, entry_id
-    return entry.stream, entry.id
+    if not (stream and entry_id and is_entry_id(entry_id)):
+        stream, entry_id = entry.stream, entry.id
+    first = texts.get(names.REPLAY_ID)
+    return stream, first if first and is_entry_id(first) else entry_id
+
+
+def is_entry_id(text: str) -> bool:
+    """Whether ``text`` is a stream entry's full id, as ``1735900523456-0``."""
+    return _ENTRY_ID.fullmatch(text) is not None
 
 
 def _texts(fields: Sequence[bytes]) -> dict[str, str]:
@@ -391,8 +405,8 @@ def _foreign_payload(fields: Sequence[bytes], texts: Mapping[str, str]) -> tuple
             return orjson.loads(raw), raw
         except orjson.JSONDecodeError:
             break
-    # Without what the dead-lettering added, which was not the producer's.
-    data = {name: text for name, text in texts.items() if name not in names.DLQ_FIELDS}
+    # Without what dead-lettering and replay added, which was not the producer's.
+    data = {name: text for name, text in texts.items() if name not in _ADDED_FIELDS}
     if names.FIELD_DATA in data:
         data[names.FIELD_DATA] = (_first(fields, names.FIELD_DATA) or b"").decode(errors="backslashreplace")
     return data, orjson.dumps(data)

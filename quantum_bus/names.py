@@ -50,6 +50,9 @@ DLQ_ERROR_MESSAGE: Final = "dlq.error_message"
 DLQ_STACK: Final = "dlq.stack"
 DLQ_FIRST_FAILED_AT: Final = "dlq.first_failed_at"
 DLQ_LAST_FAILED_AT: Final = "dlq.last_failed_at"
+DLQ_SPAN: Final = "dlq.span"
+# Stands before these, in place of the original fields, where there are too many of those.
+DLQ_PACKED: Final = "dlq.packed"
 
 DLQ_FIELDS: Final = frozenset(
     (
@@ -64,8 +67,17 @@ DLQ_FIELDS: Final = frozenset(
         DLQ_STACK,
         DLQ_FIRST_FAILED_AT,
         DLQ_LAST_FAILED_AT,
+        DLQ_SPAN,
+        DLQ_PACKED,
     )
 )
+
+# --- fields that a replay into the stream itself appends to the original ones -----------------------
+
+REPLAY_ID: Final = "replay.id"
+REPLAY_SPAN: Final = "replay.span"
+
+REPLAY_FIELDS: Final = frozenset((REPLAY_ID, REPLAY_SPAN))
 
 # Why a message is dead: the values of ``dlq.reason``.
 REASON_UNDECODABLE: Final = "undecodable"

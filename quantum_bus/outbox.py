@@ -210,8 +210,8 @@ class Outbox:
             incoming.id,
             self._record(held, outcome),
         )
+        span = format_traceparent(held.last_span) if held.last_span is not None else ""
         if isinstance(outcome, Again):
-            span = format_traceparent(held.last_span) if held.last_span is not None else ""
             fields = streams.retry_fields(incoming.id, held.attempt, held.first_failed_at, span)
             return streams.RETRY.call(
                 [held.source, keys.due, keys.copies, keys.completed], *common, int(outcome.delay * 1000), *fields
@@ -225,6 +225,7 @@ class Outbox:
             attempts=held.attempt,
             first_failed_at=held.first_failed_at,
             now=timestamp(),
+            span=span,
         )
         return streams.DEAD_LETTER.call([held.source, keys.dead, keys.completed], *common, *fields)
 

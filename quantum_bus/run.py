@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from opentelemetry.trace import SpanContext
-
 from . import delivery, names, propagation
 from .config import SubscriberConfig
 from .delivery import Again, Bury, Failure, Outcome
@@ -23,14 +21,15 @@ def admit(
     delivered: Delivery, handler: Handler, config: SubscriberConfig, *, sampled: bool
 ) -> tuple[Held, Bury | None]:
     """Decode a delivery and fit it to the handler; or say why it can never reach it."""
+    incoming = decode(delivered.entry, sampled=sampled)
     held = Held(
-        decode(delivered.entry, sampled=sampled),
+        incoming,
         delivered.source,
         delivered.source_id,
         attempt=delivered.attempts,
         noted=delivered.noted,
         first_failed_at=delivered.first_failed_at,
-        last_span=propagation.parse_context(delivered.last_span),
+        last_span=propagation.parse_context(delivered.last_span or incoming.failed_span),
         unsettled=delivered.attempts > delivered.noted,
     )
     bury = delivery.before_run(held.incoming, attempts=held.attempt, retry=config.retry)
@@ -71,8 +70,8 @@ class Run:
         self.arguments = handler.arguments(self.messages, [item.payload for item in held])
 
     def handling(self, telemetry: Telemetry, consumer: str) -> Handling:
-        """The run's telemetry scope."""
-        return Handling(
+        """The run's telemetry scope. Its span is the messages' last one from now on, also for a ``term`` by hand."""
+        handling = Handling(
             telemetry,
             [item.incoming for item in self.held],
             group=self._config.group,
@@ -82,19 +81,20 @@ class Run:
             attempt=self.held[0].attempt,
             previous=[item.last_span for item in self.held if item.last_span is not None],
         )
+        for item in self.held:
+            item.last_span = handling.span_context
+        return handling
 
-    def end(self, error: BaseException | None, span: SpanContext) -> Sequence[tuple[Held, Outcome | None]]:
+    def end(self, error: BaseException | None) -> Sequence[tuple[Held, Outcome | None]]:
         """The run is over: what becomes of each message; None for one that was acked or terminated by hand.
 
         Args:
             error: what the handler raised, if it did.
-            span: of this run, for the next attempt to link to.
         """
         outcomes = []
         retry = self._config.retry
         now = time.time()
         for held, message in zip(self.held, self.messages, strict=True):
-            held.last_span = span
             held.duration = max(0.0, now - held.started)
             outcome: Outcome | None = None
             if message.settled == "nack":

@@ -68,8 +68,9 @@ OWN: Final = Script.load("own")
 PUBLISH: Final = Script.load("publish")
 RECOVER: Final = Script.load("recover")
 RELEASE: Final = Script.load("release")
+REPLAY: Final = Script.load("replay")
 RETRY: Final = Script.load("move", "retry")
-_SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, PUBLISH, RECOVER, RELEASE, RETRY)
+_SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, PUBLISH, RECOVER, RELEASE, REPLAY, RETRY)
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
 

@@ -16,7 +16,7 @@ import typer
 
 from quantum_bus import names
 from quantum_bus.bus import EventBus
-from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
+from quantum_bus.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail
 from quantum_bus.config import DEFAULT_STOP_TIMEOUT
 from quantum_bus.errors import ConfigurationError, QuantumBusError
 from quantum_bus.jsonlog import get_logger, setup_json_logging
@@ -24,7 +24,6 @@ from quantum_bus.sync import EventBus as SyncEventBus
 
 AnyBus = EventBus | SyncEventBus
 BUSES: Final = (EventBus, SyncEventBus)
-EXIT_INTERRUPTED: Final = 130
 
 
 class LogFormat(StrEnum):

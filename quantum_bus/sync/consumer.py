@@ -305,7 +305,7 @@ class Consumer:
             return
         with run.handling(self._telemetry, self.name) as handling:
             error = self._call(run)
-            outcomes = run.end(error, handling.span_context)
+            outcomes = run.end(error)
             handling.finish(*run.summary(outcomes))
         with self._changed:
             self._inbox.ran(run.held)

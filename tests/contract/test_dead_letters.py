@@ -20,7 +20,7 @@ Unique = Callable[[str], str]
 
 DLQ_FIELDS = [
     "dlq.stream", "dlq.id", "dlq.group", "dlq.consumer", "dlq.attempts", "dlq.reason", "dlq.error_type",
-    "dlq.error_message", "dlq.stack", "dlq.first_failed_at", "dlq.last_failed_at",
+    "dlq.error_message", "dlq.stack", "dlq.first_failed_at", "dlq.last_failed_at", "dlq.span",
 ]  # fmt: skip
 
 

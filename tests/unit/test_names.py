@@ -19,7 +19,20 @@ def values(prefix: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "prefix",
-    ["FIELD_", "FOREIGN_", "DLQ_", "REASON_", "ATTR_", "OUTCOME_", "METRIC_", "EVENT_", "LOG_", "ENV_", "SUFFIX_"],
+    [
+        "FIELD_",
+        "FOREIGN_",
+        "DLQ_",
+        "REPLAY_",
+        "REASON_",
+        "ATTR_",
+        "OUTCOME_",
+        "METRIC_",
+        "EVENT_",
+        "LOG_",
+        "ENV_",
+        "SUFFIX_",
+    ],
 )
 def test_no_two_names_of_a_kind_are_the_same(prefix: str) -> None:
     found = values(prefix)
@@ -34,6 +47,7 @@ def test_every_event_of_ours_may_be_a_label() -> None:
 
 def test_every_dead_letter_field_is_listed() -> None:
     assert set(values("DLQ_").values()) == names.DLQ_FIELDS
+    assert set(values("REPLAY_").values()) == names.REPLAY_FIELDS
 
 
 def test_metrics_and_attributes_are_the_conventions_or_ours() -> None:
@@ -49,7 +63,15 @@ def test_buckets_are_those_the_conventions_advise() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    sorted([*values("FIELD_").values(), *values("FOREIGN_").values(), *names.DLQ_FIELDS, *values("REASON_").values()]),
+    sorted(
+        [
+            *values("FIELD_").values(),
+            *values("FOREIGN_").values(),
+            *names.DLQ_FIELDS,
+            *names.REPLAY_FIELDS,
+            *values("REASON_").values(),
+        ]
+    ),
 )
 def test_every_name_on_the_wire_is_documented(name: str) -> None:
     assert f"`{name}`" in WIRE_FORMAT.read_text(encoding="utf-8")
@@ -63,7 +85,7 @@ def test_the_documented_table_is_in_the_order_of_the_fields() -> None:
 
 def test_names_stand_nowhere_else() -> None:
     """No string in the package spells a span's, metric's or dead-letter field's name out."""
-    spelled = set(names.DLQ_FIELDS) | {
+    spelled = set(names.DLQ_FIELDS | names.REPLAY_FIELDS) | {
         v for p in ("ATTR_", "METRIC_", "EVENT_") for v in values(p).values() if v != names.EVENT_OTHER
     }
     for path in PACKAGE.rglob("*.py"):
