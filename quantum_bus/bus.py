@@ -21,7 +21,18 @@ from . import config as options
 from . import driver, journal
 from .backoff import Backoff
 from .blocking_link import Link as BlockingLink
-from .config import STOP_SIGNALS, BusConfig, Retry, Start, State, TraceMode, check_stream, check_timeout, masked_url
+from .config import (
+    STOP_SIGNALS,
+    BusConfig,
+    Retry,
+    Start,
+    State,
+    TraceMode,
+    check_replicas,
+    check_stream,
+    check_timeout,
+    masked_url,
+)
 from .consumer import Consumer, Process
 from .envelope import Event
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
@@ -224,6 +235,7 @@ class EventBus:
         headers: Mapping[str, str] | None = None,
         delay: float | None = None,
         dedupe: float | None = None,
+        wait_replicas: int | None = None,
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> Receipt:
         """Add a message to a stream; returns when Redis has confirmed it.
@@ -244,6 +256,8 @@ class EventBus:
                 nothing.
             dedupe: seconds within which a second publish of the same ``message_id`` to this stream adds nothing, and
                 returns the first one's receipt. None adds each, also one whose reply was lost.
+            wait_replicas: how many replicas must have the message, too, before it counts as published; they have what
+                is left of ``timeout``. None waits for none. Such calls have connections of their own, 16 at the most.
             timeout: seconds within which Redis must confirm. A lost connection is tried again until then.
 
         Raises:
@@ -252,11 +266,13 @@ class EventBus:
             ConfigurationError: another argument is at fault.
             PublishTimeout: not confirmed in time; the message may be stored.
             BackPressure: Redis is out of memory; not stored.
+            NotDurable: stored, but confirmed by fewer than ``wait_replicas`` replicas.
             PublishError: Redis refused it otherwise; not stored.
             BusClosed: the bus was stopped.
         """
         check_stream(stream)
         check_timeout(timeout)
+        check_replicas(wait_replicas)
         item = Event(
             payload,
             event=event,
@@ -268,16 +284,23 @@ class EventBus:
             delay=delay,
             dedupe=dedupe,
         )
-        return await self._publish(item, timeout)
+        return await self._publish(item, timeout, wait_replicas)
 
     async def publish_many(
-        self, stream: str, items: Iterable[Any], *, timeout: float = options.DEFAULT_PUBLISH_TIMEOUT
+        self,
+        stream: str,
+        items: Iterable[Any],
+        *,
+        wait_replicas: int | None = None,
+        timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> list[Receipt | PublishError]:
         """Add messages to a stream, in order, in as few round trips as can be.
 
         Args:
             stream: the stream's name, without the bus's prefix.
             items: payloads, or :class:`Event` for those that need more than a payload.
+            wait_replicas: how many replicas must have them, too; see :meth:`publish`. Where fewer have, the items'
+                results are :class:`NotDurable`.
             timeout: seconds within which Redis must confirm all.
 
         Returns:
@@ -290,27 +313,28 @@ class EventBus:
         """
         check_stream(stream)
         check_timeout(timeout)
+        check_replicas(wait_replicas)
         name = self.config.prefix + stream
         events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         publisher = self._open()
         if not self._middleware:
             with self._counted():
-                return await publisher.publish_many(name, events, timeout=timeout)
+                return await publisher.publish_many(name, events, timeout=timeout, wait_replicas=wait_replicas)
         results: list[Receipt | PublishError] = []
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         for item in events:  # one after the other: middleware may take its time, and the order is promised
             try:
-                results.append(await self._publish(item, max(0.001, deadline - loop.time())))
+                results.append(await self._publish(item, max(0.001, deadline - loop.time()), wait_replicas))
             except PublishError as error:
                 results.append(error)
         return results
 
-    async def _publish(self, event: Event, timeout: float) -> Receipt:
+    async def _publish(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
         publisher = self._open()
 
         async def innermost(item: Event) -> Receipt:
-            return await publisher.publish(item, timeout=timeout)
+            return await publisher.publish(item, timeout=timeout, wait_replicas=wait_replicas)
 
         with self._counted():
             receipt = await self._wrap(innermost)(event)
@@ -537,13 +561,17 @@ class EventBus:
             meter_provider=meter_provider,
         )
         self._link = self._new_link()
-        self._publisher = Publisher(self.config, self._link, self._telemetry)
+        self._publisher = Publisher(self.config, self._link, self._new_waiting_link, self._telemetry)
         return self._publisher
 
     def _new_link(self) -> Link:
         assert self._client is not None
         where = masked_url(self.config.url) if self.config.url else "the given client's address"
         return Link(self._client.connection_pool, timeout=self.config.reply_timeout, where=where)
+
+    def _new_waiting_link(self) -> Link:
+        """For publishes that wait for replicas; ``quantum_bus.testing`` has its own."""
+        return self._new_link()
 
     async def _close(self) -> None:
         self._state = State.CLOSED
@@ -553,6 +581,8 @@ class EventBus:
             self._beating.cancel()
         for consumer in self._consumers:
             await consumer.close()
+        if self._publisher is not None:
+            await self._publisher.close()
         if self._link is not None:
             await self._link.close()
         if self._threads is not None:

@@ -309,6 +309,16 @@ def check_timeout(timeout: float) -> None:
     _positive("timeout", timeout)
 
 
+def check_replicas(wait_replicas: int | None) -> None:
+    """Refuse what is no number of replicas to wait for; None waits for none.
+
+    Raises:
+        ConfigurationError: it is no whole number of 1 or more.
+    """
+    if wait_replicas is not None:
+        _count("wait_replicas", wait_replicas)
+
+
 def check_stream(stream: str) -> None:
     """Refuse what cannot be a stream's name.
 

@@ -6,6 +6,7 @@ message id. A refusal stands.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,35 +16,69 @@ from . import driver, streams
 from .backoff import Backoff
 from .config import BusConfig
 from .envelope import Outgoing, encode
-from .errors import ConnectionLost, PublishError, PublishTimeout
+from .errors import ConnectionLost, NotDurable, PublishError, PublishTimeout
 from .receipt import Receipt
 from .streams import Command
 from .telemetry import Sending
 
 # Entries written by one request: what comes after waits its turn like any other request.
 CHUNK: Final = 500
+# Connections that may wait for replicas at the same time; further calls wait for one to be free.
+LANES: Final = 16
+# Replicas are waited for a little less long than the caller waits, so that the answer still comes in time: by this
+# share of the time, and at most by so many seconds.
+ANSWER_SHARE: Final = 0.2
+ANSWER_MARGIN: Final = 0.5
 
 
 class Confirmation:
     """The additions of one ``publish`` or ``publish_many``.
 
-    Write :meth:`commands`, tell :meth:`answered` or :meth:`lost`, pause as they say, until there are no commands;
+    Write :meth:`commands`, tell :meth:`answered` or :meth:`lost`, pause as they say, while it is :attr:`unfinished`;
     :meth:`results` may be asked at any time, and counts what is missing as timed out.
+
+    Args:
+        wait_replicas: how many replicas have to confirm; None for none. The commands then end with a WAIT, which
+            belongs on the connection that wrote them, and blocks it.
     """
 
-    def __init__(self, outgoing: Sequence[Outgoing], sending: Sending, config: BusConfig) -> None:
+    def __init__(
+        self, outgoing: Sequence[Outgoing], sending: Sending, config: BusConfig, *, wait_replicas: int | None = None
+    ) -> None:
         self._outgoing = outgoing
         self._sending = sending
         self._commands = [_command(item, sending, config.service) for item in outgoing]
         self._replies: list[Any] = [None] * len(outgoing)
+        self._wanted = wait_replicas or 0
+        self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
         self._missing = list(range(len(outgoing)))
         self._backoff = Backoff(config.backoff_initial, config.backoff_maximum)
         self._last: object = "no reply came"
 
-    def commands(self) -> Sequence[Command]:
-        """What is to be written now; nothing when everything is answered."""
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is still to be answered."""
+        return bool(self._missing)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the commands block their connection."""
+        return self._wanted > 0
+
+    def commands(self, left: float) -> Sequence[Command]:
+        """What is to be written now.
+
+        Args:
+            left: seconds until the caller's deadline. What is more than one request's worth shares them.
+        """
         commands = [self._commands[index] for index in self._missing[:CHUNK]]
-        if len(commands) > 1:
+        if self._wanted:
+            share = left / math.ceil(len(self._missing) / CHUNK)
+            share -= min(share * ANSWER_SHARE, ANSWER_MARGIN)
+            # all as text: what was sent again because its digest was not known would come behind the WAIT
+            commands = [streams.as_text(command) or command for command in commands]
+            commands.append(streams.wait(self._wanted, share))
+        elif len(commands) > 1:
             # Where the server does not know the script, its additions would come behind the others: the first one is
             # sent with its text, which teaches it.
             for at, command in enumerate(commands):
@@ -55,12 +90,25 @@ class Confirmation:
     def answered(self, replies: Sequence[Any]) -> float:
         """The replies to :meth:`commands`; returns the seconds to pause before the rest."""
         again = []
+        confirmed: Any = None
+        if self._wanted:
+            *replies, confirmed = replies
         for index, reply in zip(self._missing[:CHUNK], replies, strict=True):
             if _is_open(reply):
                 self._last = reply
                 again.append(index)
+                continue
+            if not isinstance(reply, bytes):
+                if self._replies[index] is None:  # what was stored before, without a WAIT's answer, stays so
+                    self._replies[index] = reply
+                continue
+            self._replies[index] = reply
+            if _is_open(confirmed):
+                # Its connection is gone, and another one's WAIT knows nothing of what was written on this one.
+                self._last = confirmed
+                again.append(index)
             else:
-                self._replies[index] = reply
+                self._confirmed[index] = confirmed
         self._missing[:CHUNK] = again
         return self._backoff.next() if again else 0.0
 
@@ -72,11 +120,12 @@ class Confirmation:
     def results(self) -> list[Receipt | PublishError]:
         """One for each item, in order."""
         results: list[Receipt | PublishError] = []
-        for outgoing, reply in zip(self._outgoing, self._replies, strict=True):
+        for outgoing, reply, confirmed in zip(self._outgoing, self._replies, self._confirmed, strict=True):
             if isinstance(reply, bytes):
                 entry_id, first_id = streams.parse_added(reply)
                 correlation_id = first_id or self._sending.correlation_id(outgoing)
-                results.append(Receipt(entry_id, outgoing.message_id, correlation_id, outgoing.stream))
+                receipt = Receipt(entry_id, outgoing.message_id, correlation_id, outgoing.stream)
+                results.append(self._durable(receipt, confirmed))
                 continue
             error: PublishError
             cause = reply
@@ -93,9 +142,21 @@ class Confirmation:
         self._sending.failed = sum(isinstance(result, PublishError) for result in results)
         return results
 
+    def _durable(self, receipt: Receipt, confirmed: Any) -> Receipt | NotDurable:
+        """The receipt of what is stored, if enough replicas have it; ``confirmed`` is what WAIT said, or None."""
+        count = confirmed if isinstance(confirmed, int) else 0
+        if count >= self._wanted:
+            return receipt
+        error = NotDurable(receipt, self._wanted, count)
+        cause = self._last if confirmed is None else confirmed
+        error.__cause__ = cause if isinstance(cause, BaseException) else None
+        return error
+
     def result(self) -> Receipt:
         """The only item's receipt, or its error, raised."""
         (result,) = self.results()
+        if isinstance(result, NotDurable) and result.receipt.id:
+            self._sending.sent(result.receipt.id)
         if isinstance(result, PublishError):
             raise result
         if result.id:

@@ -129,6 +129,7 @@ def is_transient(error: RedisError) -> bool:
     return (
         isinstance(error, ReadOnlyError)
         or str(error).startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"))
+        or str(error).startswith(("UNBLOCKED", "WAIT cannot be used with replica"))  # a master that was demoted
         or _says(error, "READONLY")
     )
 

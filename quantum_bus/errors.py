@@ -9,7 +9,8 @@
     ├── PayloadTooLarge           the payload is JSON, and too much of it
     ├── PublishError              Redis did not store the message, or did not say so
     │   ├── PublishTimeout        no answer within the timeout: the message may or may not be stored
-    │   └── BackPressure          Redis is out of memory: not stored, try later
+    │   ├── BackPressure          Redis is out of memory: not stored, try later
+    │   └── NotDurable            stored, and not confirmed by as many replicas as were asked for
     ├── ConnectionLost            Redis cannot be reached
     ├── Reject                    raised by a handler: dead-letter this message now
     ├── MessageAlreadySettled     ack, nack or term on a message that has had one of them
@@ -19,6 +20,8 @@ Errors of the Redis driver are translated where they arise and kept as ``__cause
 """
 
 from __future__ import annotations
+
+from .receipt import Receipt
 
 
 class QuantumBusError(Exception):
@@ -59,7 +62,7 @@ class PayloadTooLarge(QuantumBusError, ValueError):
 
 
 class PublishError(QuantumBusError):
-    """Redis did not confirm the message; it is not stored, but where :class:`PublishTimeout` says otherwise."""
+    """Redis did not confirm the message; it is not stored, but where a subclass says otherwise."""
 
 
 class PublishTimeout(PublishError, TimeoutError):
@@ -68,6 +71,30 @@ class PublishTimeout(PublishError, TimeoutError):
 
 class BackPressure(PublishError):
     """Redis is at ``maxmemory`` and took nothing; slow down and publish again."""
+
+
+class NotDurable(PublishError):
+    """The message is stored, but too few replicas confirmed it in time: should the master be lost now, it may be, too.
+
+    Publishing it again stores it again, but with ``dedupe`` and the same ``message_id``: that confirms the first one.
+
+    Attributes:
+        receipt: of the message, as it is stored.
+        wanted: how many replicas were to confirm it.
+        confirmed: how many did.
+    """
+
+    def __init__(self, receipt: Receipt, wanted: int, confirmed: int) -> None:
+        self.receipt = receipt
+        self.wanted = wanted
+        self.confirmed = confirmed
+        super().__init__(
+            f"message {receipt.message_id} is stored for {receipt.stream!r}, and confirmed by {confirmed} of the "
+            f"{wanted} replicas that were asked for; look at them (INFO replication), or allow a longer timeout"
+        )
+
+    def __reduce__(self) -> tuple[type[NotDurable], tuple[Receipt, int, int]]:
+        return type(self), (self.receipt, self.wanted, self.confirmed)
 
 
 class ConnectionLost(QuantumBusError, ConnectionError):

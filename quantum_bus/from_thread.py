@@ -39,10 +39,15 @@ class FromThread:
         return self._blocking(lambda: self._publish(stream, payload, **arguments))
 
     def publish_many(
-        self, stream: str, items: Sequence[Any], *, timeout: float = DEFAULT_PUBLISH_TIMEOUT
+        self,
+        stream: str,
+        items: Sequence[Any],
+        *,
+        wait_replicas: int | None = None,
+        timeout: float = DEFAULT_PUBLISH_TIMEOUT,
     ) -> list[Receipt | PublishError]:
         """As :meth:`EventBus.publish_many`, blocking."""
-        return self._blocking(lambda: self._publish_many(stream, items, timeout=timeout))
+        return self._blocking(lambda: self._publish_many(stream, items, wait_replicas=wait_replicas, timeout=timeout))
 
     def _blocking(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop = self._loop()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 
+from . import streams
 from .config import BusConfig
-from .confirmation import Confirmation
+from .confirmation import LANES, Confirmation
 from .envelope import Event, prepare
 from .errors import ConnectionLost, PublishError
 from .link import Link
@@ -14,34 +16,96 @@ from .receipt import Receipt
 from .telemetry import Telemetry
 
 
+class Lanes:
+    """Connections for what blocks its connection, one call at a time on each. Made when first needed, up to ``LANES``.
+
+    Args:
+        new_link: makes one; it connects when it is used.
+    """
+
+    def __init__(self, new_link: Callable[[], Link]) -> None:
+        self._new_link = new_link
+        self._places = asyncio.Semaphore(LANES)
+        self._free: list[Link] = []
+        self._taken: set[Link] = set()
+        self._closed = False
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[Link]:
+        """A connection of one's own. Where its use ends in an error, a reply may be outstanding: it is closed.
+
+        Raises:
+            ConnectionLost: the bus is closed.
+        """
+        async with self._places:
+            if self._closed:
+                raise ConnectionLost("the bus has closed its connections")
+            link = self._free.pop() if self._free else self._new_link()
+            self._taken.add(link)
+            failed = True
+            try:
+                yield link
+                failed = False
+            except ConnectionLost:
+                await self._close_free()  # they lead to the same server, and have most likely broken with it
+                raise
+            finally:
+                self._taken.discard(link)
+                if failed or self._closed:
+                    await link.close()
+                else:
+                    self._free.append(link)
+
+    async def close(self) -> None:
+        """Close them all; what is under way ends in ``ConnectionLost``."""
+        self._closed = True
+        await self._close_free()
+        for link in tuple(self._taken):
+            await link.close()
+
+    async def _close_free(self) -> None:
+        while self._free:
+            await self._free.pop().close()
+
+
 class Publisher:
     """Adds events to streams.
 
     A lost connection is tried again until the timeout: the reply may be lost although the entry was added, so an entry
-    can be there twice then, under the same ``message_id``.
+    can be there several times then, under the same ``message_id``; but for those that are published with ``dedupe``.
+
+    Args:
+        link: the bus's shared connection.
+        new_link: makes another, for what blocks its connection.
     """
 
-    def __init__(self, config: BusConfig, link: Link, telemetry: Telemetry) -> None:
+    def __init__(self, config: BusConfig, link: Link, new_link: Callable[[], Link], telemetry: Telemetry) -> None:
         self._config = config
         self._link = link
+        self._lanes = Lanes(new_link)
         self._telemetry = telemetry
 
-    async def publish(self, event: Event, *, timeout: float) -> Receipt:
+    async def close(self) -> None:
+        """Close the connections that were made here; not the shared one."""
+        await self._lanes.close()
+
+    async def publish(self, event: Event, *, timeout: float, wait_replicas: int | None = None) -> Receipt:
         """Add one event.
 
         Raises:
+            NotDurable: it is stored; fewer than ``wait_replicas`` replicas confirmed it.
             SerializationError, PayloadTooLarge, ConfigurationError: the event is at fault; nothing was sent.
             PublishTimeout: no confirmation within ``timeout`` seconds; it may be stored.
             BackPressure, PublishError: Redis refused it.
         """
         outgoing = prepare(event, max_payload_bytes=self._config.max_payload_bytes)
         with self._telemetry.sending(outgoing) as sending:
-            confirmation = Confirmation((outgoing,), sending, self._config)
+            confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             await self._confirm(confirmation, timeout)
             return confirmation.result()
 
     async def publish_many(
-        self, stream: str, events: Sequence[Event], *, timeout: float
+        self, stream: str, events: Sequence[Event], *, timeout: float, wait_replicas: int | None = None
     ) -> list[Receipt | PublishError]:
         """Add events to one stream, in order, under one span; one result for each, in order.
 
@@ -52,16 +116,25 @@ class Publisher:
             return []
         outgoing = [prepare(event, max_payload_bytes=self._config.max_payload_bytes) for event in events]
         with self._telemetry.sending_many(stream, outgoing) as sending:
-            confirmation = Confirmation(outgoing, sending, self._config)
+            confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             await self._confirm(confirmation, timeout)
             return confirmation.results()
 
     async def _confirm(self, confirmation: Confirmation, timeout: float) -> None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                while commands := confirmation.commands():
+            async with asyncio.timeout_at(deadline):
+                while confirmation.unfinished:
                     try:
-                        pause = confirmation.answered(await self._link.execute(*commands))
+                        if confirmation.waits:
+                            async with self._lanes.one() as link:
+                                left = deadline - clock()
+                                patience = left + streams.BLOCK_MARGIN  # the deadline itself ends it
+                                replies = await link.execute(*confirmation.commands(left), timeout=patience)
+                        else:
+                            replies = await self._link.execute(*confirmation.commands(timeout))
+                        pause = confirmation.answered(replies)
                     except ConnectionLost as error:
                         pause = confirmation.lost(error)
                     if pause:

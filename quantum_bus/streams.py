@@ -163,6 +163,14 @@ def parse_added(reply: bytes) -> tuple[str, str]:
     return entry_id, correlation_id
 
 
+def wait(replicas: int, seconds: float) -> Command:
+    """WAIT; the reply is how many replicas have everything that was written on this connection before.
+
+    It never waits without a limit, which 0 would mean.
+    """
+    return ("WAIT", replicas, max(1, int(seconds * 1000)))
+
+
 def create_group(stream: str, group: str, start: str) -> Command:
     """XGROUP CREATE with MKSTREAM; ``start`` is an entry id, ``0`` or ``$``."""
     return ("XGROUP", "CREATE", stream, group, start, "MKSTREAM")

@@ -228,7 +228,7 @@ class Sending:
             _record_failure(self._span, failure)
         telemetry.operation_duration.record(elapsed, attributes)
         if self.failed and error is None:
-            self._span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not stored"))
+            self._span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
             telemetry.sent.add(self.failed, attributes | {names.ATTR_ERROR_TYPE: "PublishError"})
             count -= self.failed
         if count:

@@ -20,8 +20,9 @@ from .bus import EventBus
 from .config import State
 from .errors import ConfigurationError, PublishError
 from .jsonlog import CaptureSink, capture_logs
+from .link import Link, Reply
 from .receipt import Receipt
-from .streams import Keys, side_key
+from .streams import Command, Keys, side_key
 
 try:
     import fakeredis
@@ -79,6 +80,8 @@ class TestBus:
     Args:
         bus: one that is not started; None makes one.
         service: of a bus that is made here.
+        replicas: how many replicas confirm a publish with ``wait_replicas``, at once; the Redis in memory has none
+            of its own. None: as many as are asked for. With 0 each such publish is stored and raises ``NotDurable``.
         options: further options of a bus that is made here, as ``prefix=``.
 
     Attributes:
@@ -88,7 +91,14 @@ class TestBus:
 
     __test__ = False  # pytest takes every class of such a name for a test
 
-    def __init__(self, bus: EventBus | None = None, *, service: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        bus: EventBus | None = None,
+        *,
+        service: str | None = None,
+        replicas: int | None = None,
+        **options: Any,
+    ) -> None:
         if bus is not None and (service is not None or options):
             raise ConfigurationError("give either a bus or the options of one")
         server = fakeredis.FakeServer(version=REDIS_VERSION)
@@ -110,6 +120,9 @@ class TestBus:
             meter_provider=self._meter_provider,
             **{"block": BLOCK_SECONDS, **options},
         )
+        self._replicas = replicas
+        if bus is None:
+            vars(self.bus)["_new_waiting_link"] = self._new_waiting_link
         self._captured = CaptureSink()
         self._stack = ExitStack()
 
@@ -153,12 +166,16 @@ class TestBus:
             _subscriptions=subscriptions,
             _middleware=list(inside["_middleware"]),
             _consumers=[],
+            _new_waiting_link=self._new_waiting_link,
         )
         try:
             yield
         finally:
             inside.clear()
             inside.update(former)
+
+    def _new_waiting_link(self) -> _WaitingLink:
+        return _WaitingLink(self.bus._new_link(), self._replicas)  # noqa: SLF001 - see there
 
     # --- what a bus does -------------------------------------------------------------------------
 
@@ -257,6 +274,22 @@ class TestBus:
     async def _stored(self, key: str) -> list[StoredEntry]:
         found: Any = await self.redis.xrange(key)
         return [StoredEntry(entry_id, fields) for entry_id, fields in found]
+
+
+class _WaitingLink:
+    """A connection to the Redis in memory whose WAITs are answered here: fakeredis does not know that command."""
+
+    def __init__(self, link: Link, replicas: int | None) -> None:
+        self._link = link
+        self._replicas = replicas
+
+    async def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
+        *written, (_, wanted, _) = commands
+        confirmed = wanted if self._replicas is None else self._replicas
+        return [*await self._link.execute(*written, timeout=timeout), confirmed]
+
+    async def close(self) -> None:
+        await self._link.close()
 
 
 @dataclass(frozen=True, slots=True)

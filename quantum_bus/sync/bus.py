@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ from quantum_bus.config import (
     Start,
     State,
     TraceMode,
+    check_replicas,
     check_stream,
     check_timeout,
     masked_url,
@@ -119,7 +121,7 @@ class EventBus:
             meter_provider=meter_provider,
         )
         self._link = self._new_link(reply_timeout)
-        self._publisher = Publisher(self.config, self._link, self._telemetry)
+        self._publisher = Publisher(self.config, self._link, self._new_waiting_link, self._telemetry)
         self._subscriptions = Subscriptions(self.config, threads=True)
         self._consumers: list[Consumer] = []
         self._state = State.NEW
@@ -193,11 +195,13 @@ class EventBus:
         headers: Mapping[str, str] | None = None,
         delay: float | None = None,
         dedupe: float | None = None,
+        wait_replicas: int | None = None,
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> Receipt:
         """Add a message to a stream; returns when Redis has confirmed it. See :meth:`quantum_bus.EventBus.publish`."""
         check_stream(stream)
         check_timeout(timeout)
+        check_replicas(wait_replicas)
         item = Event(
             payload,
             event=event,
@@ -209,31 +213,39 @@ class EventBus:
             delay=delay,
             dedupe=dedupe,
         )
-        return self._publish(item, timeout)
+        return self._publish(item, timeout, wait_replicas)
 
     def publish_many(
-        self, stream: str, items: Iterable[Any], *, timeout: float = options.DEFAULT_PUBLISH_TIMEOUT
+        self,
+        stream: str,
+        items: Iterable[Any],
+        *,
+        wait_replicas: int | None = None,
+        timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> list[Receipt | PublishError]:
         """Add messages to a stream, in order; see :meth:`quantum_bus.EventBus.publish_many`."""
         check_stream(stream)
         check_timeout(timeout)
+        check_replicas(wait_replicas)
         name = self.config.prefix + stream
         events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         if not self._middleware:
             with self._counted():
-                return self._publisher.publish_many(name, events, timeout=timeout)
+                return self._publisher.publish_many(name, events, timeout=timeout, wait_replicas=wait_replicas)
         results: list[Receipt | PublishError] = []
         deadline = time.monotonic() + timeout
         for item in events:
             try:
-                results.append(self._publish(item, max(0.001, deadline - time.monotonic())))
+                results.append(self._publish(item, max(0.001, deadline - time.monotonic()), wait_replicas))
             except PublishError as error:
                 results.append(error)
         return results
 
-    def _publish(self, event: Event, timeout: float) -> Receipt:
+    def _publish(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
         with self._counted():
-            receipt = self._wrap(lambda item: self._publisher.publish(item, timeout=timeout))(event)
+            receipt = self._wrap(
+                lambda item: self._publisher.publish(item, timeout=timeout, wait_replicas=wait_replicas)
+            )(event)
         if not isinstance(receipt, Receipt):
             raise ConfigurationError("a middleware did not return the receipt; write return call_next(event)")
         return receipt
@@ -395,6 +407,10 @@ class EventBus:
         where = masked_url(self.config.url) if self.config.url else "the given client's address"
         return Link(self._client.connection_pool, timeout=timeout, where=where)
 
+    def _new_waiting_link(self) -> Link:
+        """For publishes that wait for replicas: as long as their caller says."""
+        return self._new_link(math.inf)
+
     def _close(self) -> None:
         with self._changed:
             self._state = State.CLOSED
@@ -402,6 +418,7 @@ class EventBus:
             self._heartbeat.stop()
         for consumer in self._consumers:
             consumer.close()
+        self._publisher.close()
         self._link.close()
         if self._owns_client:
             self._client.close()

@@ -2,52 +2,131 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import BusConfig
-from quantum_bus.confirmation import Confirmation
+from quantum_bus.confirmation import LANES, Confirmation
 from quantum_bus.envelope import Event, prepare
 from quantum_bus.errors import ConnectionLost, PublishError
 from quantum_bus.receipt import Receipt
 from quantum_bus.telemetry import Telemetry
 
 
+class Lanes:
+    """Connections for what blocks its connection; see :class:`quantum_bus.publisher.Lanes`.
+
+    Args:
+        new_link: makes one that waits for a reply as long as its caller says.
+    """
+
+    def __init__(self, new_link: Callable[[], Link]) -> None:
+        self._new_link = new_link
+        self._places = threading.Semaphore(LANES)
+        self._lock = threading.Lock()
+        self._free: list[Link] = []
+        self._taken: set[Link] = set()
+        self._closed = False
+
+    @contextlib.contextmanager
+    def one(self, timeout: float) -> Iterator[Link]:
+        """A connection of one's own, as over asyncio.
+
+        Raises:
+            ConnectionLost: the bus is closed, or none became free within ``timeout`` seconds.
+        """
+        if not self._places.acquire(timeout=timeout):
+            raise ConnectionLost("every connection that may wait for replicas is waiting")
+        try:
+            with self._lock:
+                if self._closed:
+                    raise ConnectionLost("the bus has closed its connections")
+                link = self._free.pop() if self._free else self._new_link()
+                self._taken.add(link)
+            failed = True
+            try:
+                yield link
+                failed = False
+            except ConnectionLost:
+                self._close_free()  # they lead to the same server, and have most likely broken with it
+                raise
+            finally:
+                with self._lock:
+                    self._taken.discard(link)
+                    keep = not failed and not self._closed
+                    if keep:
+                        self._free.append(link)
+                if not keep:
+                    link.close()
+        finally:
+            self._places.release()
+
+    def close(self) -> None:
+        """Close them all; what is under way ends in ``ConnectionLost``."""
+        with self._lock:
+            self._closed = True
+            taken = tuple(self._taken)
+        self._close_free()
+        for link in taken:
+            link.close()
+
+    def _close_free(self) -> None:
+        with self._lock:
+            free, self._free = self._free, []
+        for link in free:
+            link.close()
+
+
 class Publisher:
     """Adds events to streams; see :class:`quantum_bus.publisher.Publisher`."""
 
-    def __init__(self, config: BusConfig, link: Link, telemetry: Telemetry) -> None:
+    def __init__(self, config: BusConfig, link: Link, new_link: Callable[[], Link], telemetry: Telemetry) -> None:
         self._config = config
         self._link = link
+        self._lanes = Lanes(new_link)
         self._telemetry = telemetry
 
-    def publish(self, event: Event, *, timeout: float) -> Receipt:
+    def close(self) -> None:
+        """Close the connections that were made here; not the shared one."""
+        self._lanes.close()
+
+    def publish(self, event: Event, *, timeout: float, wait_replicas: int | None = None) -> Receipt:
         """Add one event; errors as over asyncio."""
         outgoing = prepare(event, max_payload_bytes=self._config.max_payload_bytes)
         with self._telemetry.sending(outgoing) as sending:
-            confirmation = Confirmation((outgoing,), sending, self._config)
+            confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             self._confirm(confirmation, timeout)
             return confirmation.result()
 
-    def publish_many(self, stream: str, events: Sequence[Event], *, timeout: float) -> list[Receipt | PublishError]:
+    def publish_many(
+        self, stream: str, events: Sequence[Event], *, timeout: float, wait_replicas: int | None = None
+    ) -> list[Receipt | PublishError]:
         """Add events to one stream, in order, under one span; one result for each, in order."""
         if not events:
             return []
         outgoing = [prepare(event, max_payload_bytes=self._config.max_payload_bytes) for event in events]
         with self._telemetry.sending_many(stream, outgoing) as sending:
-            confirmation = Confirmation(outgoing, sending, self._config)
+            confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             self._confirm(confirmation, timeout)
             return confirmation.results()
 
     def _confirm(self, confirmation: Confirmation, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while commands := confirmation.commands():
+        while confirmation.unfinished:
             left = deadline - time.monotonic()
             if left <= 0:
                 return  # what is not confirmed by now counts as timed out
             try:
-                pause = confirmation.answered(self._link.execute(*commands, timeout=left))
+                if confirmation.waits:
+                    with self._lanes.one(left) as link:
+                        left = max(0.0, deadline - time.monotonic())
+                        replies = link.execute(*confirmation.commands(left), timeout=left)
+                else:
+                    replies = self._link.execute(*confirmation.commands(left), timeout=left)
+                pause = confirmation.answered(replies)
             except ConnectionLost as error:
                 pause = confirmation.lost(error)
             if pause:

@@ -182,6 +182,10 @@ async def test_the_longest_payload_allowed_goes_out(buses: Buses, stream: str) -
         ({"headers": [("a", "b")]}, "headers"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": "5"}, "timeout"),
+        ({"wait_replicas": 0}, "wait_replicas"),
+        ({"wait_replicas": True}, "wait_replicas"),
+        ({"wait_replicas": 1.5}, "wait_replicas"),
+        ({"wait_replicas": "1"}, "wait_replicas"),
     ],
 )
 async def test_a_wrong_argument_is_named_and_nothing_is_stored(

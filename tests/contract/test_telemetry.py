@@ -127,7 +127,7 @@ async def test_publish_many_counts_what_was_not_stored(
     await buses(**recorder.options).publish_many(stream, [1, 2, 3])
     [span] = recorder.spans
     assert span.status.status_code is StatusCode.ERROR
-    assert span.status.description == "3 of 3 messages were not stored"
+    assert span.status.description == "3 of 3 messages were not confirmed"
     [point] = recorder.points("messaging.client.sent.messages")
     assert point.value == 3
     assert "error.type" in point.attributes

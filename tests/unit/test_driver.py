@@ -85,6 +85,8 @@ def test_what_keeps_a_connection_from_being_made_is_told_apart(error: BaseExcept
         (ResponseError("MASTERDOWN Link with MASTER is down"), True),
         (ResponseError("CLUSTERDOWN The cluster is down"), True),
         (ResponseError("TRYAGAIN Multiple keys request during rehashing"), True),
+        (ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"), True),
+        (ResponseError("WAIT cannot be used with replica instances."), True),
         (ResponseError(f"{IN_SCRIPT}@user_script: 18: -READONLY You can't write against a read only replica."), True),
         (OutOfMemoryError("command not allowed"), False),
         (ResponseError("WRONGTYPE Operation"), False),

@@ -14,6 +14,7 @@ from quantum_bus.errors import (
     ConnectionLost,
     LeaseLost,
     MessageAlreadySettled,
+    NotDurable,
     PayloadTooLarge,
     PublishError,
     PublishTimeout,
@@ -21,6 +22,7 @@ from quantum_bus.errors import (
     Reject,
     SerializationError,
 )
+from quantum_bus.receipt import Receipt
 
 ALL = [value for _, value in inspect.getmembers(errors, inspect.isclass) if value.__module__ == errors.__name__]
 
@@ -34,7 +36,7 @@ def test_the_docstring_draws_the_whole_tree() -> None:
     assert drawn | {"QuantumBusError"} == {error.__name__ for error in ALL}
 
 
-@pytest.mark.parametrize("error", [PublishTimeout, BackPressure])
+@pytest.mark.parametrize("error", [PublishTimeout, BackPressure, NotDurable])
 def test_a_failed_publish_is_caught_as_one(error: type[Exception]) -> None:
     assert issubclass(error, PublishError)
 
@@ -61,6 +63,12 @@ def test_a_payload_too_large_says_by_how_much_and_what_to_do() -> None:
     assert "publish a reference, or raise max_payload_bytes" in str(error)
 
 
+def test_what_is_not_durable_says_what_is_stored_and_who_has_it() -> None:
+    error = NotDurable(Receipt("1-0", "m-1", "c", "orders"), 2, 1)
+    assert (error.receipt.id, error.wanted, error.confirmed) == ("1-0", 2, 1)
+    assert "message m-1 is stored for 'orders', and confirmed by 1 of the 2 replicas" in str(error)
+
+
 def test_reject_has_a_reason() -> None:
     assert Reject("unknown symbol").reason == str(Reject("unknown symbol")) == "unknown symbol"
     assert Reject().reason == "rejected by the handler"
@@ -68,7 +76,8 @@ def test_reject_has_a_reason() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [PayloadTooLarge(2, 1), Reject("no"), *(kind("text") for kind in (ConfigurationError, BusClosed, SerializationError,
+    [PayloadTooLarge(2, 1), Reject("no"), NotDurable(Receipt("1-0", "m", "c", "s"), 2, 1),
+     *(kind("text") for kind in (ConfigurationError, BusClosed, SerializationError,
      PublishError, PublishTimeout, BackPressure, ConnectionLost, MessageAlreadySettled, LeaseLost))],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry import metrics, trace
 
-from quantum_bus import ConfigurationError, EventBus, Message, Reject, Retry, get_logger
+from quantum_bus import ConfigurationError, EventBus, Message, NotDurable, Receipt, Reject, Retry, get_logger
 from quantum_bus.testing import TestBus
 
 
@@ -68,6 +68,20 @@ async def test_drained_waits_for_a_short_delay_and_not_for_one_past_its_timeout(
         await bus.publish("reminders", 2, delay=3600)
         await bus.drained()
     assert seen == [1]
+
+
+async def test_replicas_confirm_what_is_published_unless_told_otherwise() -> None:
+    async with TestBus() as bus:
+        assert (await bus.publish("orders", 1, wait_replicas=3)).id
+        assert isinstance((await bus.publish_many("orders", [2], wait_replicas=3))[0], Receipt)
+    own = EventBus("redis://127.0.0.1:1/0", service="own")
+    async with TestBus(own, replicas=1) as bus:
+        assert (await own.publish("orders", 1, wait_replicas=1)).id
+        with pytest.raises(NotDurable) as failed:
+            await own.publish("orders", 2, wait_replicas=2, dedupe=60)
+        assert (failed.value.wanted, failed.value.confirmed) == (2, 1)
+        assert [entry.id for entry in await bus.entries("orders")][1] == failed.value.receipt.id
+    assert "_new_waiting_link" not in vars(own), "it is its own again"
 
 
 async def test_drained_names_the_group_that_is_not_done() -> None:
