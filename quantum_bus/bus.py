@@ -175,6 +175,7 @@ class EventBus:
         retry: Retry | None = None,
         start: Start = "beginning",
         trace_mode: TraceMode = "continue",
+        idempotent: float | None = None,
     ) -> Callable[[F], F]:
         """Have a function handle the messages of one or several streams.
 
@@ -193,6 +194,9 @@ class EventBus:
             retry: how often, and when, a failed handler runs again; None: as ``Retry()`` says.
             start: where a new group starts: at the ``"beginning"`` of the stream, or with ``"new"`` messages only.
             trace_mode: ``"continue"`` makes the handling a part of the message's trace, ``"link"`` a trace of its own.
+            idempotent: seconds for which the group remembers each ``message_id`` that it has handled, for each stream:
+                another entry under one of them is acknowledged and counted, not handled; while one is being handled,
+                or waits for its next attempt, another waits. None remembers nothing.
 
         Raises:
             ConfigurationError: an option or the signature cannot work, or this bus has a subscriber for the same stream
@@ -211,6 +215,7 @@ class EventBus:
             retry=retry,
             start=start,
             trace_mode=trace_mode,
+            idempotent=idempotent,
         )
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None

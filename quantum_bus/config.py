@@ -276,6 +276,7 @@ class SubscriberConfig:
     retry: Retry = field(default_factory=Retry)
     start: Start = "beginning"
     trace_mode: TraceMode = "continue"
+    idempotent: float | None = None
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -292,6 +293,8 @@ class SubscriberConfig:
         _positive("ack_wait", self.ack_wait)
         if self.timeout is not None:
             _positive("timeout", self.timeout)
+        if self.idempotent is not None:
+            _positive("idempotent", self.idempotent)
         if not isinstance(self.retry, Retry):
             raise ConfigurationError(f"retry={self.retry!r}: give a Retry, as Retry(max_attempts=3)")
         if self.start not in ("beginning", "new"):

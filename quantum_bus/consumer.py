@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -71,7 +72,12 @@ class Consumer:
         self._sources = Sources(config, name, bus, clock=self._loop.time)
         self._inbox = Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
         self._outbox = Outbox(
-            group=config.group, consumer=name, keys=self._sources.keys, config=bus, clock=self._loop.time
+            group=config.group,
+            consumer=name,
+            keys=self._sources.keys,
+            config=bus,
+            clock=self._loop.time,
+            idempotent=config.idempotent,
         )
         self._by_hand = ByHand(self)
         self._stopping = asyncio.Event()
@@ -81,7 +87,7 @@ class Consumer:
         self._reading: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
-        self._runs: dict[asyncio.Task[None], Run] = {}
+        self._runs: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._notes: set[asyncio.Task[None]] = set()
         self._noted = False  # whether this server has noted a run: before, it may not know the script yet
         self._context = contextvars.copy_context()
@@ -154,7 +160,7 @@ class Consumer:
         if cut_off:
             await asyncio.wait([task for task, _ in cut_off], timeout=1.0)
         if self._handler.is_async:  # a thread goes on: its lease has to run out
-            await self._release([held for _, run in cut_off for held in run.held])
+            await self._release([held for _, run in cut_off for held in run])
         if self._writing is not None:
             self._posted.set()  # with nothing left to write, it ends
             await asyncio.wait([self._writing], timeout=max(0.0, deadline - self._loop.time()))
@@ -312,26 +318,58 @@ class Consumer:
         if self._stopping.is_set():
             return
         runs = []
-        while (held := self._inbox.next_run()) is not None:
-            runs.append(Run(held, self._handler, self.config, self._by_hand))
+        now = time.time()
+        while (run := self._inbox.next_run()) is not None:
+            for held in run:
+                held.begin(now)
+            runs.append(run)
         if not runs:
             return
         begun = asyncio.Event()
-        note = asyncio.create_task(self._begin(runs, begun), context=self._context.copy())
+        begin = self._begin if self.config.idempotent is None else self._begin_once
+        note = asyncio.create_task(begin([held for run in runs for held in run], begun), context=self._context.copy())
         self._notes.add(note)
         note.add_done_callback(self._notes.discard)
         for run in runs:
-            self._by_hand.began(run)
             runner = asyncio.create_task(self._handle(run, begun), context=self._context.copy())
             self._runs[runner] = run
             runner.add_done_callback(self._ran)
 
-    async def _begin(self, runs: Sequence[Run], begun: asyncio.Event) -> None:
+    async def _begin_once(self, held: Sequence[Held], begun: asyncio.Event) -> None:
+        """As :meth:`_begin`; which of them are run is Redis's to say, so its answer is waited for."""
+        commands = self._sources.begin(held)
+        backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        while commands:
+            replies: Sequence[Reply] = ()
+            with contextlib.suppress(ConnectionLost, ConfigurationError):  # the reader meets it too, and says so
+                replies = await self._commands.execute(*commands)
+                self._not_begun(commands, replies)
+                commands = streams.refused(commands, replies)
+            if commands:
+                await asyncio.sleep(backoff.next())
+        begun.set()
+
+    def _not_begun(self, commands: Sequence[streams.Command], replies: Sequence[Reply]) -> None:
+        """Some of what was about to be run is not."""
+        lost, gone = self._sources.not_owned(commands, replies)
+        self._not_owned(NotOwned(lost, gone))
+        skipped, busy = self._sources.aside(commands, replies)
+        for key in (*lost, *gone):
+            self._inbox.set_aside(key)
+        for key in skipped:
+            if (held := self._inbox.set_aside(key)) is not None:
+                self._telemetry.skipped(held.incoming.stream, self.config.group)
+                journal.skipped(held.incoming, self.config.group)
+        for key in busy:
+            if (held := self._inbox.postpone(key)) is not None:
+                self._post(held, delivery.WAIT_FOR_THE_OTHER)
+
+    async def _begin(self, held: Sequence[Held], begun: asyncio.Event) -> None:
         """Note in Redis that handlers begin, so that a run whose process dies is counted; then let them.
 
         That the note is on its way is enough, where the server is known to understand it.
         """
-        commands = self._sources.begin([held for run in runs for held in run.held])
+        commands = self._sources.begin(held)
         try:
             replies = await self._commands.execute(*commands, written=begun if self._noted else None)
         except QuantumBusError:
@@ -342,22 +380,28 @@ class Consumer:
         self._not_owned(self._sources.not_owned(commands, replies))
 
     def _ran(self, task: asyncio.Task[None]) -> None:
-        run = self._runs.pop(task)
-        self._by_hand.ended(run)
-        self._inbox.ran(run.held)
+        self._inbox.ran(self._runs.pop(task))
         self._room.set()
         self._run_ready()
 
-    async def _handle(self, run: Run, begun: asyncio.Event) -> None:
+    async def _handle(self, given: Sequence[Held], begun: asyncio.Event) -> None:
         await begun.wait()
-        with run.handling(self._telemetry, self.name) as handling:
-            error = await self._call(run)
-            outcomes = run.end(error)
-            handling.finish(*run.summary(outcomes))
-        for held, outcome in outcomes:
+        held = [item for item in given if not item.aside]
+        if not held:
+            return
+        run = Run(held, self._handler, self.config, self._by_hand)
+        self._by_hand.began(run)
+        try:
+            with run.handling(self._telemetry, self.name) as handling:
+                error = await self._call(run)
+                outcomes = run.end(error)
+                handling.finish(*run.summary(outcomes))
+        finally:
+            self._by_hand.ended(run)
+        for item, outcome in outcomes:
             if outcome is not None:
                 self._inbox.settling()
-                self._post(held, outcome)
+                self._post(item, outcome)
 
     async def _call(self, run: Run) -> BaseException | None:
         """Run the handler behind its middleware; its error, if it raised one."""

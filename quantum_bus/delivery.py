@@ -60,6 +60,13 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Not begun: give it to a handler ``delay`` seconds from now; no attempt is counted."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
 class Bury:
     """Move to the dead-letter stream; ``reason`` is one of ``names.REASON_*``."""
 
@@ -67,9 +74,12 @@ class Bury:
     failure: Failure
 
 
-Outcome = Ack | Again | Bury
+Outcome = Ack | Again | Wait | Bury
 
 ACK: Final = Ack()
+
+# For a message that is being handled under another entry: a copy is in no hurry.
+WAIT_FOR_THE_OTHER: Final = Wait(1.0)
 
 
 def before_run(incoming: Incoming, *, attempts: int, retry: Retry) -> Bury | None:

@@ -39,6 +39,7 @@ class Held:
         lost: it has been found to be this consumer's no more.
         gone: because its stream has it no more, not because another consumer took it over.
         unsettled: it comes from a consumer that is gone.
+        aside: it was given to a run, and turned out not to be run.
     """
 
     incoming: Incoming
@@ -54,6 +55,17 @@ class Held:
     lost: bool = False
     gone: bool = False
     unsettled: bool = False
+    aside: bool = False
+
+    def begin(self, now: float) -> None:
+        """A run begins: it counts as an attempt. ``now`` is in seconds since the epoch."""
+        self.attempt += 1
+        self.started = now
+
+    def put_back(self) -> None:
+        """The run that was about to begin does not: it is no attempt."""
+        self.attempt -= 1
+        self.aside = True
 
     @property
     def key(self) -> tuple[str, str]:
@@ -147,6 +159,21 @@ class Inbox:
         self.running -= 1
         if self._suspect is run[0]:
             self._suspect = None
+
+    def set_aside(self, key: tuple[str, str]) -> Held | None:
+        """A message that was about to be run is not: it is another consumer's, or was skipped. Held no longer."""
+        held = self._held.pop(key, None)
+        if held is not None:
+            held.put_back()
+        return held
+
+    def postpone(self, key: tuple[str, str]) -> Held | None:
+        """A message that was about to be run is not, for now: its outcome is on its way."""
+        held = self._held.get(key)
+        if held is not None:
+            held.put_back()
+            self._settling += 1
+        return held
 
     def settling(self) -> None:
         """A message's outcome is decided and on its way; it takes up no room any more."""

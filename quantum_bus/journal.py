@@ -116,6 +116,16 @@ def outcomes_refused(refused: Iterable[tuple[Letter, object]]) -> None:
             )
 
 
+def skipped(incoming: Incoming, group: str) -> None:
+    """At DEBUG: a window of duplicates may be long, and they are counted."""
+    log.debug(
+        "Message %s of %s is skipped: its id was handled before",
+        incoming.id,
+        incoming.stream,
+        extra={"event": names.EVENT_BUS_SKIPPED, "group": group, **_about(incoming)},
+    )
+
+
 def settled(letter: Letter, group: str) -> None:
     """An outcome reached Redis; said where it is not the usual one. Whoever waits for it is told, not the log."""
     incoming = letter.held.incoming

@@ -98,6 +98,8 @@ SUFFIX_RETRY: Final = "retry"
 # Of what is published with a delay as they stand, and of a group's retries: `{name}:due`, `{name}:due:<group>`.
 SUFFIX_DUE: Final = "due"
 SUFFIX_COPIES: Final = "scheduled"
+# And one for each message's id: `{name}:seen:<group>:<message_id>`.
+SUFFIX_SEEN: Final = "seen"
 
 # --- fields that a retry appends to an entry in `{name}:retry:<group>` ----------------------------
 
@@ -164,6 +166,7 @@ OUTCOME_ACK: Final = "ack"
 OUTCOME_RETRY: Final = "retry"
 OUTCOME_DEAD_LETTER: Final = "dead_letter"
 OUTCOME_ABANDONED: Final = "abandoned"
+OUTCOME_SKIP: Final = "skip"
 
 # --- metrics ---------------------------------------------------------------------------------------
 
@@ -177,6 +180,7 @@ METRIC_IN_FLIGHT: Final = "quantum_bus.in_flight"
 METRIC_LOST: Final = "quantum_bus.lost"
 METRIC_RECOVERED: Final = "quantum_bus.recovered"
 METRIC_LEASES_LOST: Final = "quantum_bus.leases_lost"
+METRIC_SKIPPED: Final = "quantum_bus.skipped"
 
 # Boundaries in seconds, as the messaging conventions advise.
 DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -225,6 +229,7 @@ EVENT_BUS_MESSAGE_LOST: Final = "BUS_MESSAGE_LOST"
 EVENT_BUS_LEASE_LOST: Final = "BUS_LEASE_LOST"
 EVENT_BUS_RECOVERED: Final = "BUS_RECOVERED"
 EVENT_BUS_ABANDONED: Final = "BUS_ABANDONED"
+EVENT_BUS_SKIPPED: Final = "BUS_SKIPPED"
 EVENT_BUS_CORRELATION_ID_REPLACED: Final = "BUS_CORRELATION_ID_REPLACED"
 
 # The logging's own.
@@ -258,6 +263,7 @@ LISTED_EVENTS: Final = (
     EVENT_BUS_LEASE_LOST,
     EVENT_BUS_RECOVERED,
     EVENT_BUS_ABANDONED,
+    EVENT_BUS_SKIPPED,
     EVENT_BUS_CORRELATION_ID_REPLACED,
     EVENT_LOG_RECORDS_DROPPED,
 )

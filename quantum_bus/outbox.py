@@ -16,7 +16,7 @@ import orjson
 from . import delivery, driver, names, streams
 from .backoff import Backoff
 from .config import BusConfig
-from .delivery import Ack, Again, Bury, Outcome
+from .delivery import Ack, Again, Bury, Outcome, Wait
 from .envelope import timestamp
 from .inbox import Held
 from .propagation import format_traceparent
@@ -29,7 +29,11 @@ DONE: Final = "done"
 LOST: Final = "lost"
 GONE: Final = "gone"
 _RESULTS: Final = {b"ok": DONE, b"lost": LOST, b"gone": GONE}
-_OUTCOMES: Final = {Ack: names.OUTCOME_ACK, Again: names.OUTCOME_RETRY, Bury: names.OUTCOME_DEAD_LETTER}
+_OUTCOMES: Final[dict[type, str]] = {
+    Ack: names.OUTCOME_ACK,
+    Again: names.OUTCOME_RETRY,
+    Bury: names.OUTCOME_DEAD_LETTER,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +91,7 @@ class Outbox:
     Args:
         keys: of each stream, by its name.
         clock: monotonic seconds.
+        idempotent: seconds for which a handled message's id is remembered; None for none.
     """
 
     def __init__(
@@ -97,12 +102,14 @@ class Outbox:
         keys: Mapping[str, Keys],
         config: BusConfig,
         clock: Callable[[], float],
+        idempotent: float | None = None,
     ) -> None:
         self._group = group
         self._consumer = consumer
         self._keys = keys
         self._config = config
         self._clock = clock
+        self._idempotent = idempotent
         self._letters: list[Letter] = []
         self._written: list[list[Letter]] = []
 
@@ -111,7 +118,7 @@ class Outbox:
 
     def post(self, held: Held, outcome: Outcome, settled: Callable[[str], None] | None = None) -> None:
         """Have an outcome written, if the message is still owned."""
-        if not isinstance(outcome, Ack):
+        if isinstance(outcome, (Again, Bury)):
             held.first_failed_at = held.first_failed_at or timestamp()
         self._letters.append(Letter(held, outcome, settled))
 
@@ -133,7 +140,7 @@ class Outbox:
             if isinstance(letter.outcome, Ack):
                 acks.setdefault(letter.held.source, []).append(letter)
             else:
-                commands.append(self._move(letter.held, letter.outcome))
+                commands.append(self._move(letter, letter.outcome))
                 self._written.append([letter])
         for letters in acks.values():
             for start in range(0, len(letters), ACKS_TOGETHER):
@@ -155,6 +162,9 @@ class Outbox:
             elif isinstance(reply, list) and reply[0] == b"wide" and isinstance(letters[0].outcome, Again):
                 letters[0].outcome = delivery.too_wide(letters[0].outcome)
                 self._letters += letters
+            elif isinstance(reply, list) and reply[0] == b"wide":
+                letters[0].result = DONE  # it stays pending, comes again once its lease is over, and is looked at anew
+                answered.settled += letters
             elif isinstance(reply, list):
                 letters[0].result = _RESULTS.get(reply[0]) or letters[0].if_absent
                 answered.settled += letters
@@ -186,32 +196,40 @@ class Outbox:
         arguments: list[str | bytes] = []
         for letter in letters:
             held = letter.held
-            arguments += (held.source_id, held.incoming.id, self._record(held, letter.outcome))
+            arguments += (held.source_id, held.incoming.id, completion_record(held, _OUTCOMES[type(letter.outcome)]))
+        keys = self._keys[first.incoming.stream]
         return streams.ACK.call(
-            [first.source, self._keys[first.incoming.stream].completed],
+            [first.source, keys.completed, *self._marks(keys, letters)],
             self._group,
             self._consumer,
             self._config.service,
             self._config.completed,
             1 if first.is_retry else 0,
+            int((self._idempotent or 0) * 1000),
             *arguments,
         )
 
-    def _move(self, held: Held, outcome: Again | Bury) -> Command:
+    def _marks(self, keys: Keys, letters: Sequence[Letter]) -> list[str]:
+        """Of messages that are to be handled once."""
+        return [keys.seen + letter.held.incoming.message_id for letter in letters] if self._idempotent else []
+
+    def _move(self, letter: Letter, outcome: Again | Wait | Bury) -> Command:
+        held = letter.held
         incoming = held.incoming
         keys = self._keys[incoming.stream]
+        waits = isinstance(outcome, Wait)
         common = (
             self._group,
             self._consumer,
             held.source_id,
             streams.RETRY_VALUES if held.is_retry else 0,
             self._config.service,
-            self._config.completed,
+            0 if waits else self._config.completed,
             incoming.id,
-            self._record(held, outcome),
+            b"" if waits else completion_record(held, _OUTCOMES[type(outcome)]),
         )
         span = format_traceparent(held.last_span) if held.last_span is not None else ""
-        if isinstance(outcome, Again):
+        if isinstance(outcome, (Again, Wait)):
             fields = streams.retry_fields(incoming.id, held.attempt, held.first_failed_at, span)
             return streams.RETRY.call(
                 [held.source, keys.due, keys.copies, keys.completed], *common, int(outcome.delay * 1000), *fields
@@ -227,19 +245,20 @@ class Outbox:
             now=timestamp(),
             span=span,
         )
-        return streams.DEAD_LETTER.call([held.source, keys.dead, keys.completed], *common, *fields)
+        marks = self._marks(keys, [letter])
+        return streams.DEAD_LETTER.call([held.source, keys.dead, keys.completed, *marks], *common, *fields)
 
-    @staticmethod
-    def _record(held: Held, outcome: Outcome) -> bytes:
-        """The completion record: what ``quantum-bus trace`` knows of a handling."""
-        incoming = held.incoming
-        return orjson.dumps(
-            {
-                names.RECORD_MESSAGE_ID: incoming.message_id,
-                names.RECORD_CORRELATION_ID: incoming.correlation_id,
-                names.RECORD_STARTED: timestamp(held.started) if held.started else None,
-                names.RECORD_DURATION: round(held.duration, 6),
-                names.RECORD_ATTEMPT: held.attempt,
-                names.RECORD_OUTCOME: _OUTCOMES[type(outcome)],
-            }
-        )
+
+def completion_record(held: Held, outcome: str) -> bytes:
+    """What ``quantum-bus trace`` knows of a handling; ``outcome`` is one of ``names.OUTCOME_*``."""
+    incoming = held.incoming
+    return orjson.dumps(
+        {
+            names.RECORD_MESSAGE_ID: incoming.message_id,
+            names.RECORD_CORRELATION_ID: incoming.correlation_id,
+            names.RECORD_STARTED: timestamp(held.started) if held.started else None,
+            names.RECORD_DURATION: round(held.duration, 6),
+            names.RECORD_ATTEMPT: held.attempt,
+            names.RECORD_OUTCOME: outcome,
+        }
+    )

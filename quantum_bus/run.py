@@ -45,7 +45,7 @@ class Run:
     """A handler run: of one message, or with ``batch`` of several.
 
     Attributes:
-        held: what it handles; each counts one attempt more.
+        held: what it handles; the attempt is counted already.
         messages: the same, as the handler sees it.
         subject: what middleware sees: the message, or the list of them.
         arguments: what the handler is called with.
@@ -56,10 +56,6 @@ class Run:
     def __init__(
         self, held: Sequence[Held], handler: Handler, config: SubscriberConfig, settlement: Settlement
     ) -> None:
-        now = time.time()
-        for item in held:
-            item.attempt += 1
-            item.started = now
         self._config = config
         self._handler = handler
         self.held = held

@@ -10,11 +10,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import streams
+from . import names, streams
 from .config import BusConfig, SubscriberConfig
-from .delivery import Again
+from .delivery import Again, Wait
 from .inbox import Held
-from .outbox import DONE, Letter
+from .outbox import DONE, Letter, completion_record
 from .streams import Command, Keys, Read
 
 # Rounds of recovery in one lease, so that a dead consumer's message waits little longer than its lease.
@@ -40,6 +40,13 @@ class NotOwned(NamedTuple):
     gone: Sequence[Key]
 
 
+class Aside(NamedTuple):
+    """What was about to be run and is not: its message was handled before, or is being handled under another entry."""
+
+    skipped: Sequence[Key]
+    busy: Sequence[Key]
+
+
 class Sources:
     """The keys one consumer reads, and its plan of what to do there.
 
@@ -58,6 +65,7 @@ class Sources:
         self.names = (*config.streams, *self._stands_for)
         self._config = config
         self._group = config.group
+        self._bus = bus
         self._consumer = consumer
         self._clock = clock
         self._round = min(LONGEST_ROUND, config.ack_wait / ROUNDS)
@@ -156,13 +164,33 @@ class Sources:
 
     def begin(self, held: Sequence[Held]) -> list[Command]:
         """Note that handlers begin: one command for each key."""
-        by_source: dict[str, list[str | int]] = {}
+        by_source: dict[str, list[Held]] = {}
         for item in held:
-            by_source.setdefault(item.source, []).extend((item.source_id, 1 + item.attempt - item.noted))
-        return [
-            streams.BEGIN.call([source], self._group, self._consumer, *arguments)
-            for source, arguments in by_source.items()
-        ]
+            by_source.setdefault(item.source, []).append(item)
+        begin = self._begin if self._config.idempotent is None else self._begin_once
+        return [begin(source, items) for source, items in by_source.items()]
+
+    def _begin(self, source: str, held: Sequence[Held]) -> Command:
+        arguments = [part for item in held for part in (item.source_id, 1 + item.attempt - item.noted)]
+        return streams.BEGIN.call([source], self._group, self._consumer, *arguments)
+
+    def _begin_once(self, source: str, held: Sequence[Held]) -> Command:
+        assert self._config.idempotent is not None
+        keys = self.keys[self.stream_of(source)]
+        arguments: list[str | int | bytes] = []
+        for item in held:
+            skipped = completion_record(item, names.OUTCOME_SKIP)
+            arguments += (item.source_id, 1 + item.attempt - item.noted, item.incoming.id, skipped)
+        return streams.BEGIN_ONCE.call(
+            [source, keys.completed, *(keys.seen + item.incoming.message_id for item in held)],
+            self._group,
+            self._consumer,
+            self._bus.service,
+            self._bus.completed,
+            1 if source in self._stands_for else 0,
+            int(self._config.idempotent * 1000),
+            *arguments,
+        )
 
     @staticmethod
     def not_owned(commands: Sequence[Command], replies: Sequence[Any]) -> NotOwned:
@@ -175,6 +203,18 @@ class Sources:
                 lost += [(source, entry_id.decode()) for entry_id in reply[0]]
                 gone += [(source, entry_id.decode()) for entry_id in reply[1]]
         return NotOwned(lost, gone)
+
+    @staticmethod
+    def aside(commands: Sequence[Command], replies: Sequence[Any]) -> Aside:
+        """What the replies to :meth:`begin` tell of messages that are to be handled once."""
+        skipped: list[Key] = []
+        busy: list[Key] = []
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, list) and len(reply) > 2:
+                source = str(command[3])
+                skipped += [(source, entry_id.decode()) for entry_id in reply[2]]
+                busy += [(source, entry_id.decode()) for entry_id in reply[3]]
+        return Aside(skipped, busy)
 
     def release(self, held: Sequence[tuple[str, str]]) -> list[Command]:
         """Give up what is held, as (key, entry id), so that others may take it at once."""
@@ -202,7 +242,7 @@ class Sources:
 
     def scheduled(self, letter: Letter) -> bool:
         """An outcome was written; whether that brings the next due time nearer."""
-        if not isinstance(letter.outcome, Again) or letter.result != DONE:
+        if not isinstance(letter.outcome, (Again, Wait)) or letter.result != DONE:
             return False
         due = self._clock() + letter.outcome.delay
         if due >= self._next_due:

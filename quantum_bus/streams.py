@@ -60,6 +60,7 @@ class Script:
 
 ACK: Final = Script.load("ack")
 BEGIN: Final = Script.load("begin")
+BEGIN_ONCE: Final = Script.load("begin_once")
 DEAD_LETTER: Final = Script.load("move", "dead_letter")
 DUE: Final = Script.load("due")
 FORGET: Final = Script.load("forget")
@@ -70,7 +71,21 @@ RECOVER: Final = Script.load("recover")
 RELEASE: Final = Script.load("release")
 REPLAY: Final = Script.load("replay")
 RETRY: Final = Script.load("move", "retry")
-_SCRIPTS: Final = (ACK, BEGIN, DEAD_LETTER, DUE, FORGET, KEEP, OWN, PUBLISH, RECOVER, RELEASE, REPLAY, RETRY)
+_SCRIPTS: Final = (
+    ACK,
+    BEGIN,
+    BEGIN_ONCE,
+    DEAD_LETTER,
+    DUE,
+    FORGET,
+    KEEP,
+    OWN,
+    PUBLISH,
+    RECOVER,
+    RELEASE,
+    REPLAY,
+    RETRY,
+)
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
 
@@ -86,6 +101,11 @@ def pack(commands: Iterable[Command]) -> bytes:
     hiredis packs one in a seventh of the time that redis-py's asyncio side takes.
     """
     return b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub means a tuple of any length
+
+
+def refused(commands: Sequence[Command], replies: Sequence[Any]) -> list[Command]:
+    """Those whose reply is an error."""
+    return [command for command, reply in zip(commands, replies, strict=True) if isinstance(reply, Exception)]
 
 
 def side_key(name: str, suffix: str) -> str:
@@ -108,6 +128,7 @@ class Keys:
         delayed_copies: as ``copies``, likewise.
         dead: dead-letter stream, of all groups.
         completed: completion records, of all groups.
+        seen: what the mark of a message that this group handles once begins with; its id follows.
     """
 
     stream: str
@@ -118,6 +139,7 @@ class Keys:
     delayed_copies: str
     dead: str
     completed: str
+    seen: str
 
     @classmethod
     def of(cls, stream: str, group: str) -> Keys:
@@ -130,6 +152,7 @@ class Keys:
             delayed_copies=side_key(stream, names.SUFFIX_COPIES),
             dead=side_key(stream, names.SUFFIX_DLQ),
             completed=side_key(stream, names.SUFFIX_COMPLETED),
+            seen=side_key(stream, f"{names.SUFFIX_SEEN}:{group}:"),
         )
 
 

@@ -38,6 +38,7 @@ class Subscriptions:
         retry: Retry | None,
         start: Start,
         trace_mode: TraceMode,
+        idempotent: float | None,
     ) -> SubscriberConfig:
         """Check the options of a subscriber; stream names get the bus's prefix, the group defaults to the service.
 
@@ -58,6 +59,7 @@ class Subscriptions:
             retry=Retry() if retry is None else retry,
             start=start,
             trace_mode=trace_mode,
+            idempotent=idempotent,
         )
         self._refuse_double(config)
         return config

@@ -96,6 +96,11 @@ class Telemetry:
         self._recovered = meter.create_counter(
             names.METRIC_RECOVERED, unit="{message}", description="Messages taken over from dead consumers."
         )
+        self._skipped = meter.create_counter(
+            names.METRIC_SKIPPED,
+            unit="{message}",
+            description="Messages not handled again: their id was handled before.",
+        )
         self._common: Attributes = {names.ATTR_SYSTEM: names.SYSTEM_REDIS}
         if server is not None:
             self._common[names.ATTR_SERVER_ADDRESS] = server[0]
@@ -143,6 +148,10 @@ class Telemetry:
         """Count messages taken over from consumers that did not renew their leases."""
         if count:
             self._recovered.add(count, self.process_attributes(stream, group))
+
+    def skipped(self, stream: str, group: str) -> None:
+        """Count a message that was acknowledged unhandled, because its id was handled before."""
+        self._skipped.add(1, self.process_attributes(stream, group))
 
     def sending(self, outgoing: Outgoing) -> Sending:
         """The scope of one ``publish``."""

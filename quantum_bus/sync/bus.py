@@ -153,6 +153,7 @@ class EventBus:
         retry: Retry | None = None,
         start: Start = "beginning",
         trace_mode: TraceMode = "continue",
+        idempotent: float | None = None,
     ) -> Callable[[F], F]:
         """Have a function handle the messages of one or several streams; see :meth:`quantum_bus.EventBus.subscriber`.
 
@@ -171,6 +172,7 @@ class EventBus:
             retry=retry,
             start=start,
             trace_mode=trace_mode,
+            idempotent=idempotent,
         )
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None

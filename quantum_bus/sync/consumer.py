@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from time import monotonic
@@ -60,7 +61,14 @@ class Consumer:
         self._wrap = wrap
         self._sources = Sources(config, name, bus, clock=monotonic)
         self._inbox = Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
-        self._outbox = Outbox(group=config.group, consumer=name, keys=self._sources.keys, config=bus, clock=monotonic)
+        self._outbox = Outbox(
+            group=config.group,
+            consumer=name,
+            keys=self._sources.keys,
+            config=bus,
+            clock=monotonic,
+            idempotent=config.idempotent,
+        )
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._closed = False
@@ -280,39 +288,67 @@ class Consumer:
                     if self._stopping.is_set():
                         return
                     self._changed.wait()
-            settlement = ByHand(self)
-            run = Run(held, self._handler, self.config, settlement)
-            settlement.held = dict(zip(run.messages, run.held, strict=True))
-            self._context.copy().run(self._handle, run)
+            self._context.copy().run(self._handle, held)
 
     def _begin(self, held: Sequence[Held]) -> None:
         """Note in Redis that a handler begins, so that a run whose process dies is counted."""
+        now = time.time()
+        for item in held:
+            item.begin(now)
         commands = self._sources.begin(held)
-        try:
-            replies = self._commands.execute(*commands)
-        except QuantumBusError:
-            return  # counted as not begun, should the process die now
-        self._not_owned(self._sources.not_owned(commands, replies))
-
-    def _handle(self, run: Run) -> None:
-        self._begin(run.held)
-        if all(held.lost for held in run.held):
+        backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        while commands and not self._closed:
+            with contextlib.suppress(QuantumBusError):  # the reader meets it too, and says so
+                replies = self._commands.execute(*commands)
+                self._not_begun(commands, replies)
+                commands = streams.refused(commands, replies)
+            if self.config.idempotent is None:
+                return  # where Redis did not answer: counted as not begun, should the process die now
+            if commands:  # which of them are run is Redis's to say
+                time.sleep(backoff.next())
+        if commands:
             with self._changed:
-                self._inbox.ran(run.held)
-                for held in run.held:
-                    self._inbox.drop(held)
+                for item in held:
+                    item.put_back()
+
+    def _not_begun(self, commands: Sequence[streams.Command], replies: Sequence[Any]) -> None:
+        """Some of what was about to be run is not."""
+        lost, gone = self._sources.not_owned(commands, replies)
+        self._not_owned(NotOwned(lost, gone))
+        skipped, busy = self._sources.aside(commands, replies)
+        with self._changed:
+            for key in (*lost, *gone):
+                self._inbox.set_aside(key)
+            skips = [held for key in skipped if (held := self._inbox.set_aside(key)) is not None]
+            for key in busy:
+                if (held := self._inbox.postpone(key)) is not None:
+                    self._outbox.post(held, delivery.WAIT_FOR_THE_OTHER)
+            self._changed.notify_all()
+        for held in skips:
+            self._telemetry.skipped(held.incoming.stream, self.config.group)
+            journal.skipped(held.incoming, self.config.group)
+
+    def _handle(self, given: Sequence[Held]) -> None:
+        self._begin(given)
+        held = [item for item in given if not item.aside]
+        if not held:
+            with self._changed:
+                self._inbox.ran(given)
                 self._changed.notify_all()
             return
+        settlement = ByHand(self)
+        run = Run(held, self._handler, self.config, settlement)
+        settlement.held = dict(zip(run.messages, run.held, strict=True))
         with run.handling(self._telemetry, self.name) as handling:
             error = self._call(run)
             outcomes = run.end(error)
             handling.finish(*run.summary(outcomes))
         with self._changed:
-            self._inbox.ran(run.held)
-            for held, outcome in outcomes:
+            self._inbox.ran(given)
+            for item, outcome in outcomes:
                 if outcome is not None:
                     self._inbox.settling()
-                    self._outbox.post(held, outcome)
+                    self._outbox.post(item, outcome)
             self._changed.notify_all()
 
     def _call(self, run: Run) -> BaseException | None:

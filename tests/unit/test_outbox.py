@@ -59,8 +59,8 @@ def test_acks_of_one_stream_go_together(outbox: Outbox) -> None:
     assert script is streams.ACK
     assert (keys, other_keys) == (["a", "{a}:completed"], ["b", "{b}:completed"])
     assert arguments[:5] == others[:5] == ["g", "c", "svc", 100, 0]
-    assert (arguments[5::3], arguments[6::3]) == (["0-0", "1-0"],) * 2
-    assert others[5::3] == ["2-0"]
+    assert (arguments[6::3], arguments[7::3]) == (["0-0", "1-0"],) * 2
+    assert others[6::3] == ["2-0"]
     assert len(outbox) == 3, "what is being written is not done yet"
     assert settled(outbox, [[], []], [[b"2-0"], []]) == [DONE, DONE, LOST]
     assert len(outbox) == 0
@@ -77,8 +77,8 @@ def test_a_retry_is_acked_where_it_is_pending_and_its_entry_goes_with_it(outbox:
     outbox.post(held(2, "a"), ACK)
     calls = {call_of(command)[1][0]: call_of(command)[2] for command in outbox.take()}
     assert set(calls) == {"{a}:retry:g", "a"}, "its own stream and the retries' are acked apart"
-    assert calls["{a}:retry:g"][4:7] == [1, "1001-0", "1-0"], "under the message's own id"
-    assert calls["a"][4:7] == [0, "2-0", "2-0"]
+    assert calls["{a}:retry:g"][4:8] == [1, 0, "1001-0", "1-0"], "under the message's own id"
+    assert calls["a"][4:8] == [0, 0, "2-0", "2-0"]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,8 @@ def test_each_outcome_leaves_a_record_of_its_run(outbox: Outbox, outcome: Outcom
     item.attempt, item.started, item.duration = 2, 1_767_435_323.25, 0.0123456789
     outbox.post(item, outcome)
     _, _, arguments = call_of(*outbox.take())
-    assert list(orjson.loads(arguments[7]).items()) == [
+    record = arguments[8 if outcome is ACK else 7]
+    assert list(orjson.loads(record).items()) == [
         (names.RECORD_MESSAGE_ID, "m-1"),
         (names.RECORD_CORRELATION_ID, "flow-1"),
         (names.RECORD_STARTED, "2026-01-03T10:15:23.250000Z"),
