@@ -11,25 +11,41 @@ from pathlib import Path
 import pytest
 
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
+from tests.faults.forms import FORMS, LONG, SHORT
 from tests.servers import IN_CI, RedisPool, series_to_test, server_of
 
 TESTS = Path(__file__).parent
 TIMEOUTS = {"unit": 30, "contract": 60, "faults": 180, "packaging": 600, "stack": 900}
+LONG_FAULTS_TIMEOUT = 3600
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults", "how much of tests/faults is run; see tests/faults/README.md")
+    group.addoption("--faults", choices=FORMS, default=SHORT, help="short: 2 minutes; whole: 10; long: hours")
+    group.addoption("--faults-seed", type=int, default=1, help="what is drawn at random there, is drawn from")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"faults: {config.getoption('faults')}, --faults-seed={config.getoption('faults_seed')}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    timeouts = TIMEOUTS | ({"faults": LONG_FAULTS_TIMEOUT} if config.getoption("faults") == LONG else {})
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
-        if tier in TIMEOUTS:
+        if tier in timeouts:
             item.add_marker(tier)
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(TIMEOUTS[tier]))
+                item.add_marker(pytest.mark.timeout(timeouts[tier]))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Here and not in the fixture's own params: looking for servers may download one, which `make test-unit` need not.
     if "redis_binary" in metafunc.fixturenames:
-        metafunc.parametrize("redis_binary", series_to_test(), indirect=True, scope="session")
+        series = series_to_test()
+        if "faults" in metafunc.definition.path.parts and metafunc.config.getoption("faults") == SHORT:
+            series = series[-1:]
+        metafunc.parametrize("redis_binary", series, indirect=True, scope="session")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""A TCP proxy between the bus and Redis that loses, holds and counts, one command at a time.
+"""A TCP proxy between the bus and Redis that loses, holds and counts, one command at a time, and cuts between bytes.
 
 It reads requests and replies of RESP2 as far as is needed to know which reply belongs to which command. It runs in a
 thread with an event loop of its own, so that blocking code and other processes can be behind it as well.
@@ -10,9 +10,13 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter, deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+REQUESTS = "requests"
+REPLIES = "replies"
 
 
 class Proxy:
@@ -23,6 +27,8 @@ class Proxy:
         commands: how often each command was passed on.
         reads: how often bytes arrived from clients: their writes, as long as each fits into a packet.
         connections: how many clients have ever connected.
+        cuts: how many connections were cut between two bytes.
+        latency: seconds by which each way is late; see `slice`.
     """
 
     def __init__(self, url: str) -> None:
@@ -48,6 +54,10 @@ class Proxy:
         self._port = 0
         self._refusing = False
         self._swallowing = False
+        self._dropping = False
+        self._cuts: Iterator[tuple[str, int]] | None = None
+        self.latency = 0.0
+        self.cuts = 0
 
     # --- what to do ------------------------------------------------------------------------------
 
@@ -79,14 +89,37 @@ class Proxy:
         self._call(set_hold)
         return event
 
-    def release(self) -> None:
-        """Pass on what was held."""
+    def release(self, *, drop: bool = False) -> None:
+        """Pass on what was held; or close its connection, so that Redis never sees it."""
 
         def go_on() -> None:
             self._held = None
+            self._dropping = drop
             self._go_on.set()
 
         self._call(go_on)
+
+    def cut_between_bytes(self, offsets: Iterator[tuple[str, int]]) -> None:
+        """Close each connection that is made from now on when so many bytes have passed it.
+
+        Args:
+            offsets: for each connection in turn, which way to count, `REQUESTS` or `REPLIES`, and how far. The byte
+                count of the other way is free. When they are used up, connections live on.
+        """
+        self._cuts = offsets
+
+    def slice(self, latency: float) -> None:
+        """Pass everything on byte by byte, each way so many seconds late; with 0 as it comes again."""
+        self.latency = latency
+
+    def go_dark(self) -> None:
+        """Pass nothing on any more on the connections there are, and close none: as a router that forgot them."""
+
+        def go_dark() -> None:
+            for session in tuple(self._sessions):
+                session.dark = True
+
+        self._call(go_dark)
 
     def cut(self) -> None:
         """Close every connection."""
@@ -173,7 +206,8 @@ class Proxy:
                 upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
             except OSError:
                 return
-            session = _Session(self, writer, upstream_writer)
+            way, offset = ("", 0) if self._cuts is None else next(self._cuts, ("", 0))
+            session = _Session(self, writer, upstream_writer, {way: offset})
             self._sessions.add(session)
             try:
                 await asyncio.wait(
@@ -199,6 +233,8 @@ class Proxy:
             else:
                 event.set()
                 await self._go_on.wait()
+                if self._dropping:
+                    raise ConnectionAbortedError("dropped")
         for name in names_of(command):
             self.commands[name] += 1
 
@@ -219,19 +255,28 @@ class Proxy:
 
 
 class _Session:
-    """One client's connection and the one made for it."""
+    """One client's connection and the one made for it.
 
-    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, upstream: asyncio.StreamWriter) -> None:
+    Attributes:
+        dark: nothing is passed on, and nothing is closed.
+    """
+
+    def __init__(
+        self, proxy: Proxy, client: asyncio.StreamWriter, upstream: asyncio.StreamWriter, cut_after: dict[str, int]
+    ) -> None:
         self._proxy = proxy
         self._client = client
         self._upstream = upstream
         self._outstanding: deque[str] = deque()
+        self._left = cut_after
+        self.dark = False
 
     async def requests(self, reader: asyncio.StreamReader) -> None:
         buffer = b""
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 self._proxy.reads += 1
+                await asyncio.sleep(self._proxy.latency)
                 buffer += data
                 position = 0
                 while (end := frame_end(buffer, position)) is not None:
@@ -240,14 +285,14 @@ class _Session:
                     command = command_of(frame)
                     await self._proxy.admit(command)
                     self._outstanding.append(command)
-                    self._upstream.write(frame)
+                    await self._pass_on(REQUESTS, self._upstream, frame)
                 buffer = buffer[position:]
-                await self._upstream.drain()
 
     async def replies(self, reader: asyncio.StreamReader) -> None:
         buffer = b""
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                await asyncio.sleep(self._proxy.latency)
                 buffer += data
                 position = 0
                 while (end := frame_end(buffer, position)) is not None:
@@ -257,9 +302,26 @@ class _Session:
                     if self._proxy.loses(command, frame):
                         self.close()
                         return
-                    self._client.write(frame)
+                    await self._pass_on(REPLIES, self._client, frame)
                 buffer = buffer[position:]
-                await self._client.drain()
+
+    async def _pass_on(self, way: str, writer: asyncio.StreamWriter, frame: bytes) -> None:
+        if self.dark:
+            return
+        if way in self._left:
+            if self._left[way] < len(frame):
+                writer.write(frame[: self._left[way]])
+                await writer.drain()
+                self._proxy.cuts += 1
+                raise ConnectionAbortedError("cut")
+            self._left[way] -= len(frame)
+        if self._proxy.latency:
+            for at in range(len(frame)):
+                writer.write(frame[at : at + 1])
+                await asyncio.sleep(0)
+        else:
+            writer.write(frame)
+        await writer.drain()
 
     def close(self) -> None:
         self._client.close()
