@@ -31,19 +31,27 @@ stack: $(VENV)/.runtime tools  ## the demo's services with the collector, Loki a
 # --- test it
 
 .PHONY: test
-test: lint tools  ## everything: lint and all tiers of tests
+test: lint tools system-packages  ## everything: lint and all tiers of tests
 	$(BIN)/python -m pytest $(ARGS)
 
-.PHONY: test-unit test-contract test-faults test-packaging
-test-unit test-contract test-faults test-packaging: test-%: install  ## one tier
+.PHONY: test-unit test-contract test-packaging
+test-unit test-contract test-packaging: test-%: install  ## one tier
 	$(BIN)/python -m pytest tests/$* $(ARGS)
 
 .PHONY: test-stack
 test-stack: install tools  ## the tier on the real collector, Loki and their neighbours
 	$(BIN)/python -m pytest tests/stack $(ARGS)
 
+# Side by side: most of the time they wait for leases that run out.
+FAULTS = $(BIN)/python -m pytest tests/faults --numprocesses=4 --dist=worksteal
+
+.PHONY: test-faults
+test-faults: install system-packages  ## the tier of what happens when servers and processes die, in its short form
+	$(FAULTS) $(ARGS)
+
 .PHONY: faults
-faults: test-faults  ## what happens when servers and processes die
+faults: install system-packages  ## the same, whole; or for hours: make faults ARGS=--faults=long
+	$(FAULTS) --faults=whole $(ARGS)
 
 .PHONY: lint
 lint: install  ## style, types, and which module may import which
@@ -71,6 +79,10 @@ $(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
 	@echo "installing $<"
 	@$(PIP_INSTALL) --require-hashes --only-binary=:all: -r $<
 	@touch $@
+
+.PHONY: system-packages
+system-packages:  ## a current Redis and libfaketime, where they are missing and apt-get can install them
+	@scripts/system_packages.sh
 
 .PHONY: tools
 tools:  ## builds the pipeline's programs once, into a cache outside the checkout

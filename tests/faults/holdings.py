@@ -23,6 +23,7 @@ end
 return found
 """
 _COPIES = "return {redis.call('ZRANGE', KEYS[1], 0, -1), redis.call('HGETALL', KEYS[2])}"
+_TOLD = (names.DLQ_ID, names.DLQ_GROUP, names.DLQ_ATTEMPTS, names.DLQ_REASON)
 _PAGE = 1_000_000
 _MESSAGE_ID = names.FIELD_MESSAGE_ID.encode()
 
@@ -47,6 +48,7 @@ class Holdings:
     undelivered: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     scheduled: tuple[str, ...] = ()
+    """To be tried again, or published with a delay."""
     retrying: tuple[str, ...] = field(default=())
     """In the group's retry stream, and not delivered from there."""
     dead: tuple[Letter, ...] = ()
@@ -62,13 +64,13 @@ class Holdings:
 async def holdings_of(client: redis.asyncio.Redis, stream: str, group: str) -> Holdings:
     """One look; while others are at work a message may be seen in two places, or in none."""
     keys = Keys.of(stream, group)
-    due, copies = await client.eval(_COPIES, 2, keys.due, keys.copies)  # type: ignore[misc]
-    packed = dict(zip(copies[::2], copies[1::2], strict=True))
-    scheduled = [_message_id(unpacked(packed[entry_id]), entry_id) for entry_id in due]
     return Holdings(
         undelivered=await _undelivered(client, stream, group),
         pending=(*await _pending(client, stream, group), *await _pending(client, keys.retry, group)),
-        scheduled=tuple(scheduled),
+        scheduled=(
+            *await _scheduled(client, keys.due, keys.copies),
+            *await _scheduled(client, keys.delayed_due, keys.delayed_copies),
+        ),
         retrying=await _undelivered(client, keys.retry, group),
         dead=tuple([letter for letter in await dead_letters(client, keys) if letter.group == group]),
         settled=await _settled(client, keys, group),
@@ -87,9 +89,11 @@ async def _settled(client: redis.asyncio.Redis, keys: Keys, group: str) -> Count
 
 async def dead_letters(client: redis.asyncio.Redis, keys: Keys) -> list[Letter]:
     letters = []
-    for entry_id, fields in await _entries(client, keys.dead, "-"):
-        told = dict(zip(fields[::2], fields[1::2], strict=True))
-        dlq = {name: told[name.encode()].decode(errors="replace") for name in names.DLQ_FIELDS}
+    for _, fields in await _entries(client, keys.dead, "-"):
+        told = dict(zip(fields[::2], fields[1::2], strict=True))  # of fields of one name the last, which is ours
+        dlq = {name: told[name.encode()].decode() for name in _TOLD}
+        if fields[0] == names.DLQ_PACKED.encode():
+            fields = unpacked(fields[1])  # noqa: PLW2901 - too many to stand there one by one
         # decoded as any reader of the dead-letter stream would, under the id that it had
         incoming = decode(Entry(keys.stream, dlq[names.DLQ_ID], fields))
         letters.append(
@@ -103,8 +107,13 @@ async def dead_letters(client: redis.asyncio.Redis, keys: Keys) -> list[Letter]:
                 dlq[names.DLQ_REASON],
             )
         )
-        assert entry_id
     return letters
+
+
+async def _scheduled(client: redis.asyncio.Redis, due: str, copies: str) -> list[str]:
+    ids, packed = await client.eval(_COPIES, 2, due, copies)  # type: ignore[misc]
+    by_id = dict(zip(packed[::2], packed[1::2], strict=True))
+    return [_message_id(unpacked(by_id[entry_id]), entry_id) for entry_id in ids]
 
 
 async def _undelivered(client: redis.asyncio.Redis, key: str, group: str) -> tuple[str, ...]:

@@ -36,4 +36,6 @@ def _library() -> Path:
             *Path(folder).glob("faketime/libfaketime.so.1"),
         ):
             return found
-    pytest.fail("libfaketime is not here: install it with `apt-get install libfaketime`, or run `make faults`")
+    pytest.fail(
+        "libfaketime is not here: install it with `apt-get install libfaketime`, which `make system-packages` does"
+    )

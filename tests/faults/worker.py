@@ -4,7 +4,7 @@ Both write down what they do (`tests.faults.history`), and stop gracefully at SI
 
 A publisher's options: `stream`; `seed`; `lanes`, how many publish at once; `count`, after which it ends by itself, else
 at SIGTERM; `pause` between two of a lane, seconds; `timeout` of a publish; `mix`, how often which payload comes. Half
-of the messages name a correlation id of their own.
+of the messages name a correlation id of their own, and some a delay.
 
 A consumer's options: `stream`, `block`, `reply_timeout`, `backoff_maximum`, and the subscriber's, `retry` as an object.
 The payload says what its handler does, for each attempt in turn, the last one for all further ones:
@@ -44,6 +44,8 @@ from tests.faults.history import FAILED, OK, RAISE, REJECT, RETURN, UNKNOWN, Rec
 
 WORK = 0.3
 """Seconds that `work` takes."""
+DELAYED = 0.1
+"""The share of messages that are published with a delay."""
 SPARE = 0.2
 """Seconds that a publisher waits after a refusal: it is not to fill its history with them."""
 
@@ -60,8 +62,8 @@ class Flow:
         self._prefix = uuid.uuid4().hex[:8]
         self._number = 0
 
-    def next(self) -> tuple[list[str], str, str | None, SpanContext]:
-        """Payload, message id, correlation id if it has one of its own, and the trace it belongs to."""
+    def next(self) -> tuple[list[str], str, str | None, SpanContext, float | None]:
+        """Payload, message id, correlation id if it has one of its own, its trace, and a delay or none."""
         self._number += 1
         kind = self._random.choices(self._kinds, self._weights)[0]
         message_id = f"{self._prefix}-{self._number}"
@@ -71,7 +73,9 @@ class Flow:
             is_remote=True,
             trace_flags=TraceFlags(1),
         )
-        return kind.split("/"), message_id, f"flow-{message_id}" if self._number % 2 else None, context
+        correlation_id = f"flow-{message_id}" if self._number % 2 else None
+        delay = self._random.uniform(0.0, 0.3) if self._random.random() < DELAYED else None
+        return kind.split("/"), message_id, correlation_id, context, delay
 
 
 def outcome_of(error: PublishError) -> str:
@@ -96,7 +100,7 @@ class Publisher:
         """The arguments of each publish. What it is sent back is its receipt, or its error."""
         left = None if self.count is None else self.count // len(self.flows)
         while not self.stopping.is_set() and left != 0:
-            payload, message_id, correlation_id, context = flow.next()
+            payload, message_id, correlation_id, context, delay = flow.next()
             trace_id = f"{context.trace_id:032x}"
             self.recorder.publish(message_id, correlation_id or trace_id, trace_id)
             with trace.use_span(NonRecordingSpan(context)):
@@ -105,6 +109,7 @@ class Publisher:
                     "message_id": message_id,
                     "correlation_id": correlation_id,
                     "timeout": self.timeout,
+                    "delay": delay,
                 }
             if isinstance(result, PublishError):
                 self.recorder.published(message_id, outcome_of(result), error=repr(result))
