@@ -56,7 +56,7 @@ def connected(command: str, url: str | None, *, debug: bool = False) -> Iterator
             client.close()
     except ConfigurationError as error:
         fail(f"{command}: {error}", EXIT_USAGE, error=error if debug else None)
-    except (QuantumBusError, RedisError, OSError) as error:
+    except (QuantumBusError, RedisError) as error:  # no OSError: such is a closed pipe behind the command, as of `head`
         fail(f"{command}: {_text(error, url)}", EXIT_FAILED, error=error if debug else None)
 
 

@@ -242,6 +242,37 @@ async def test_what_is_dead_lettered_and_replayed_over_and_over_stays_one_messag
     assert [entry.names for entry in await stored(redis_client, stream)][-1] == ["symbol", "replay.id", "replay.span"]
 
 
+async def test_a_group_that_handles_each_id_once_handles_the_replayed_one(
+    buses: Buses, dlq_of: Dlq, redis_client: Any, stream: str
+) -> None:
+    """Its dead letter was not handled: the id is free again, for its group; another that had handled it skips it."""
+    bus = buses()
+    seen: list[tuple[str | None, int]] = []
+
+    @bus.subscriber(stream, group="g", retry=Retry(max_attempts=1), idempotent=600)
+    async def failing_once(message: Message) -> None:
+        seen.append((message.group, message.attempt))
+        if seen.count(("g", 1)) < 3:
+            raise ValueError("not yet")
+
+    @bus.subscriber(stream, group="other", idempotent=600)
+    async def fine(message: Message) -> None:
+        seen.append((message.group, message.attempt))
+
+    await bus.publish(stream, {}, message_id="m-1")
+    async with bus:
+        for to in ("group", "stream"):
+            await eventually(lambda: len(dlq_of.ids) == 1)
+            await eventually(lambda: all_acked(redis_client, stream, "other"))
+            ended = await blocking(dlq_of, "replay", "--all", "--to", to)
+            assert ended.code == 0
+        await eventually(lambda: seen.count(("g", 1)) == 3)
+        await eventually(lambda: all_acked(redis_client, stream, "g"))
+        await eventually(lambda: all_acked(redis_client, stream, "other"))
+    assert seen.count(("other", 1)) == 1
+    assert not dlq_of.ids
+
+
 async def test_the_span_of_a_run_that_its_handler_ended_by_hand_is_kept_too(
     buses: Buses, dlq_of: Dlq, recorder: Recorder, redis_client: Any, stream: str
 ) -> None:
@@ -400,6 +431,21 @@ def test_a_wrong_call_changes_nothing(dlq_of: Dlq, arguments: list[str], code: i
     assert (ended.code, len(ended.errors)) == (code, 1)
     assert says in ended.errors[0]
     assert dlq_of.raw(dlq_of.key) == before
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(dlq_of: Dlq) -> None:
+    """While an OSError counted as Redis's, `| head` ended in a line that said Redis was away."""
+    for number in range(300):
+        dlq_of.bury(number)
+    command = [sys.executable, "-m", "quantum_bus", "dlq", "list", dlq_of.stream, "--json", "--url", dlq_of.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith('{"id":')
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(30) == 1
 
 
 # --- replay --------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_at_maxmemory_every_message_stays_and_goes_when_there_is_room(
 def test_a_reply_that_is_lost_ends_the_replay_and_doubles_nothing(
     own_redis: RedisProcess, client: redis.Redis, proxy: Proxy
 ) -> None:
-    """While redis-py sent commands again by itself, the lost reply went unnoticed here."""
+    """With redis-py's own retries a message was reported as gone that this very replay had moved."""
     bury(client, 10)
     proxy.lose_reply("EVALSHA", after=4)  # the first of them is that the server does not know the script yet
     code, out, errors = replay(proxy.url)
