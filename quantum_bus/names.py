@@ -181,6 +181,22 @@ METRIC_LOST: Final = "quantum_bus.lost"
 METRIC_RECOVERED: Final = "quantum_bus.recovered"
 METRIC_LEASES_LOST: Final = "quantum_bus.leases_lost"
 METRIC_SKIPPED: Final = "quantum_bus.skipped"
+METRIC_REDELIVERED: Final = "quantum_bus.redelivered"
+
+# Of a stream or a group as it stands in Redis, not of a process: `quantum-bus exporter` asks for them.
+METRIC_LAG: Final = "quantum_bus.lag"
+METRIC_LAG_AGE: Final = "quantum_bus.lag.age"
+METRIC_PENDING: Final = "quantum_bus.pending"
+METRIC_PENDING_AGE: Final = "quantum_bus.pending.age"
+METRIC_SCHEDULED: Final = "quantum_bus.scheduled"
+METRIC_SCHEDULED_DUE: Final = "quantum_bus.scheduled.due"
+METRIC_CONSUMERS: Final = "quantum_bus.consumers"
+METRIC_DEAD_LETTER_SIZE: Final = "quantum_bus.dead_letter.size"
+METRIC_STREAM_LENGTH: Final = "quantum_bus.stream.length"
+METRIC_EXPORTER_UP: Final = "quantum_bus.exporter.up"
+METRIC_EXPORTER_LAST_SUCCESS: Final = "quantum_bus.exporter.last_success"
+METRIC_EXPORTER_LEFT_OUT: Final = "quantum_bus.exporter.left_out"
+METRIC_EXPORTER_REFUSED: Final = "quantum_bus.exporter.refused"
 
 # Boundaries in seconds, as the messaging conventions advise.
 DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)

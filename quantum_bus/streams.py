@@ -65,6 +65,7 @@ DEAD_LETTER: Final = Script.load("move", "dead_letter")
 DUE: Final = Script.load("due")
 FORGET: Final = Script.load("forget")
 KEEP: Final = Script.load("keep")
+LAG: Final = Script.load("lag")
 OWN: Final = Script.load("own")
 PUBLISH: Final = Script.load("publish")
 RECOVER: Final = Script.load("recover")
@@ -79,6 +80,7 @@ _SCRIPTS: Final = (
     DUE,
     FORGET,
     KEEP,
+    LAG,
     OWN,
     PUBLISH,
     RECOVER,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantum_bus.cli import demo, dlq, run
+from quantum_bus.cli import demo, dlq, exporter, run
 
 app = typer.Typer(
     help="An event bus on Redis Streams whose every message and log line says which flow it belongs to.",
@@ -35,5 +35,6 @@ def common(
 
 
 app.command("demo")(demo.demo)
+app.command("exporter")(exporter.exporter)
 app.command("run")(run.run)
 app.add_typer(dlq.app, name="dlq")

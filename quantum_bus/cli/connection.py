@@ -19,8 +19,9 @@ from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
 from quantum_bus import driver, names
+from quantum_bus.blocking_link import Link
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
-from quantum_bus.config import BusConfig, check_stream, masked_url
+from quantum_bus.config import DEFAULT_REPLY_TIMEOUT, BusConfig, check_stream, masked_url
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
 
 # What BusConfig wants to know of a service, and nothing shows.
@@ -37,7 +38,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 @contextmanager
-def connected(command: str, url: str | None, *, debug: bool = False) -> Iterator[redis.Redis]:
+def connected(
+    command: str, url: str | None, *, debug: bool = False, unreachable: int = EXIT_FAILED
+) -> Iterator[redis.Redis]:
     """A client for the body of a command, closed behind it; see :func:`open_client`.
 
     Errors of the project's and of Redis, in connecting and in the body, end the process with one line on standard
@@ -47,6 +50,7 @@ def connected(command: str, url: str | None, *, debug: bool = False) -> Iterator
         command: its name, which the line begins with.
         url: None where neither the option nor the environment names one.
         debug: show the traceback before the line.
+        unreachable: the exit code of what could have worked, where a command's own verdict has 1.
     """
     try:
         client = open_client(url)
@@ -57,7 +61,7 @@ def connected(command: str, url: str | None, *, debug: bool = False) -> Iterator
     except ConfigurationError as error:
         fail(f"{command}: {error}", EXIT_USAGE, error=error if debug else None)
     except (QuantumBusError, RedisError) as error:  # no OSError: such is a closed pipe behind the command, as of `head`
-        fail(f"{command}: {_text(error, url)}", EXIT_FAILED, error=error if debug else None)
+        fail(f"{command}: {_text(error, url)}", unreachable, error=error if debug else None)
 
 
 def open_client(url: str | None) -> redis.Redis:
@@ -67,11 +71,8 @@ def open_client(url: str | None) -> redis.Redis:
         ConfigurationError: there is no URL, it cannot work, or Redis refuses its credentials.
         ConnectionLost: Redis cannot be reached.
     """
-    if not url:
-        raise ConfigurationError(f"no Redis to talk to: give --url redis://localhost:6379/0, or set {names.ENV_URL}")
-    config = BusConfig(url=url, service=_SERVICE)
-    driver.check_url(config, redis.ConnectionPool, Retry)
-    client = redis.Redis.from_url(url, **driver.connection_options(config, Retry))
+    client = make_client(url)
+    assert url
     try:
         client.ping()
     except NoPermissionError:
@@ -80,6 +81,24 @@ def open_client(url: str | None) -> redis.Redis:
         client.close()
         raise driver.connect_error(error, masked_url(url)) from error
     return client
+
+
+def make_client(url: str | None) -> redis.Redis:
+    """As :func:`open_client`, but nothing is connected yet: for what waits until there is a Redis.
+
+    Raises:
+        ConfigurationError: there is no URL, or it cannot work.
+    """
+    if not url:
+        raise ConfigurationError(f"no Redis to talk to: give --url redis://localhost:6379/0, or set {names.ENV_URL}")
+    config = BusConfig(url=url, service=_SERVICE)
+    driver.check_url(config, redis.ConnectionPool, Retry)
+    return redis.Redis.from_url(url, **driver.connection_options(config, Retry))
+
+
+def make_link(client: redis.Redis, url: str | None) -> Link:
+    """A connection of the client's that answers as the server does, with nothing parsed on the way."""
+    return Link(client.connection_pool, timeout=DEFAULT_REPLY_TIMEOUT, where=masked_url(url or ""))
 
 
 def full_name(stream: str, prefix: str) -> str:
