@@ -69,7 +69,7 @@ class Letter:
         elif isinstance(self.outcome, Bury):
             telemetry.dead_lettered(stream, group, self.outcome.reason)
         elif isinstance(self.outcome, Again):
-            telemetry.retried(stream, group)
+            telemetry.retried(stream, group, self.outcome.failure.error_type)
 
     @property
     def bury(self) -> Bury | None:

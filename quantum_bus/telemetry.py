@@ -101,6 +101,11 @@ class Telemetry:
             unit="{message}",
             description="Messages not handled again: their id was handled before.",
         )
+        self._redelivered = meter.create_counter(
+            names.METRIC_REDELIVERED,
+            unit="{message}",
+            description="Messages that came again because an earlier handler run never settled them.",
+        )
         self._common: Attributes = {names.ATTR_SYSTEM: names.SYSTEM_REDIS}
         if server is not None:
             self._common[names.ATTR_SERVER_ADDRESS] = server[0]
@@ -128,9 +133,9 @@ class Telemetry:
             names.ATTR_GROUP: group,
         }
 
-    def retried(self, stream: str, group: str) -> None:
-        """Count a handler run that ended in another attempt."""
-        self.retries.add(1, self.process_attributes(stream, group))
+    def retried(self, stream: str, group: str, error_type: str) -> None:
+        """Count a handler run that ended in another attempt; ``error_type`` is the class of the error that ended it."""
+        self.retries.add(1, self.process_attributes(stream, group) | {names.ATTR_ERROR_TYPE: error_type})
 
     def dead_lettered(self, stream: str, group: str, reason: str) -> None:
         """Count a message that has reached the dead-letter stream; ``reason`` is one of ``names.REASON_*``."""
@@ -152,6 +157,10 @@ class Telemetry:
     def skipped(self, stream: str, group: str) -> None:
         """Count a message that was acknowledged unhandled, because its id was handled before."""
         self._skipped.add(1, self.process_attributes(stream, group))
+
+    def redelivered(self, stream: str, group: str) -> None:
+        """Count a message whose last run was begun, here or elsewhere, and never settled."""
+        self._redelivered.add(1, self.process_attributes(stream, group))
 
     def sending(self, outgoing: Outgoing) -> Sending:
         """The scope of one ``publish``."""

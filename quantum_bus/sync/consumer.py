@@ -254,6 +254,8 @@ class Consumer:
             for delivered in read.deliveries:
                 if (delivered.source, delivered.source_id) not in self._inbox:
                     held, bury = admit(delivered, self._handler, self.config, sampled=self._bus.sampled)
+                    if held.unsettled:
+                        self._telemetry.redelivered(held.incoming.stream, self.config.group)
                     if bury is None:
                         self._inbox.take(held)
                     else:

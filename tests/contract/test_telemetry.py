@@ -365,6 +365,49 @@ async def test_metrics_count_and_time_what_was_sent_and_handled(
         assert not {"messaging.message.id", "messaging.message.conversation_id"} & set(point.attributes)
 
 
+async def test_a_retry_is_counted_with_the_error_it_is_for(buses: Buses, recorder: Recorder, stream: str) -> None:
+    bus = buses(**recorder.options)
+    attempts: list[int] = []
+
+    @bus.subscriber(stream, retry=Retry(max_attempts=3, initial=0.001, jitter="none"))
+    async def handle(data: dict[str, Any], message: Message) -> None:
+        attempts.append(message.attempt)
+        if message.attempt == 1:
+            raise KeyError(data["n"])
+        if message.attempt == 2:
+            await settled(message.nack(0))
+
+    async with bus:
+        await bus.publish(stream, {"n": 1})
+        await eventually(lambda: len(attempts) == 3)
+    assert recorder.value("quantum_bus.retries", error__type="KeyError", messaging__destination__name=stream) == 1
+    assert recorder.value("quantum_bus.retries", error__type="nack", messaging__destination__name=stream) == 1
+
+
+async def test_what_comes_again_because_its_last_run_never_settled_is_counted(
+    buses: Buses, recorder: Recorder, redis_client: redis.asyncio.Redis, stream: str
+) -> None:
+    """One message was being handled when its consumer died, one had only been given to it."""
+    await redis_client.xgroup_create(stream, "svc", "0", mkstream=True)
+    for number in range(2):
+        await redis_client.xadd(stream, {"data": str(number)})
+    [[_, [[begun, _], [given, _]]]] = await redis_client.xreadgroup("svc", "dead", {stream: ">"})
+    await redis_client.xclaim(stream, "svc", "dead", 0, [begun], idle=60_000, retrycount=2, justid=True)
+    await redis_client.xclaim(stream, "svc", "dead", 0, [given], idle=60_000, retrycount=1, justid=True)
+    bus = buses(**recorder.options)
+    attempts: dict[bytes, int] = {}
+
+    @bus.subscriber(stream)
+    async def handle(data: int, message: Message) -> None:
+        attempts[message.id.encode()] = message.attempt
+
+    async with bus:
+        await eventually(lambda: len(attempts) == 2)
+    assert attempts == {begun: 2, given: 1}
+    assert recorder.value("quantum_bus.recovered") == 2
+    assert recorder.value("quantum_bus.redelivered", messaging__destination__name=stream) == 1
+
+
 # --- no SDK, and those who did not sample ------------------------------------------------------------------------
 
 
