@@ -1,7 +1,9 @@
 """How streams and groups stand, on real servers, against set-ups made by hand; no consumer of the bus is alive."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,6 +259,27 @@ def test_what_an_acl_forbids_is_absent_and_told_of(client: redis.Redis, real_bac
     assert (found.scheduled, group.scheduled, group.pending_age) == (None, None, None)
     assert (group.pending, group.lag_age is not None, len(group.consumers or ())) == (1, True, 1)
     assert {refusal.command for refusal in refused} >= {"ZCARD", "XPENDING"}
+
+
+def test_the_documented_user_may_ask_everything(client: redis.Redis, real_backend: Backend, stream: str) -> None:
+    """On 7.0, too, the lag has to be counted here: an entry between was deleted."""
+    made = ids(client, stream, 4)
+    client.xgroup_create(stream, "g", made[0])
+    client.xdel(stream, made[2])
+    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    [rights] = re.findall(r"^ACL SETUSER exporter on >secret (.*)$", text, re.MULTILINE)
+    client.execute_command("ACL", "SETUSER", "documented", "reset", "on", ">secret", *rights.split())
+    assert real_backend.url is not None
+    url = real_backend.url.replace("redis://", "redis://documented:secret@")
+    try:
+        with closing(make_client(url)) as own, closing(make_link(own, url)) as link:
+            own.ping()
+            assert stream in answered(discover(), link.execute).streams
+            state = answered(observe([stream]), link.execute)
+    finally:
+        client.execute_command("ACL", "DELUSER", "documented")
+    assert state.refused == []
+    assert state.streams[0].groups[0].lag == 2
 
 
 def test_a_long_pending_list_costs_no_more_than_a_short_one(client: redis.Redis, asked: Asked, stream: str) -> None:
