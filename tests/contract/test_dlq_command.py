@@ -6,7 +6,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -629,8 +629,10 @@ def test_purge_deletes_what_is_chosen_and_says_how_many(dlq_of: Dlq) -> None:
 # --- on a terminal -------------------------------------------------------------------------------
 
 
-def on_terminal(dlq_of: Dlq, answer: str | None, *arguments: str) -> tuple[int, str]:
-    """Exit code, and what stood on the terminal."""
+def on_terminal(
+    dlq_of: Dlq, answer: str | None, *arguments: str, before: Callable[[], object] = lambda: None
+) -> tuple[int, str]:
+    """Exit code, and what stood on the terminal; `before` is called before the answer."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "quantum_bus", "dlq", *arguments, "--url", dlq_of.url]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -640,6 +642,7 @@ def on_terminal(dlq_of: Dlq, answer: str | None, *arguments: str) -> tuple[int, 
         while part := os.read(ours, 4096):
             shown += part
             if answer is not None and b"[y/N]" in shown:
+                before()
                 os.write(ours, answer.encode() + b"\n")
                 answer = None
     os.close(ours)
@@ -659,3 +662,14 @@ def test_on_a_terminal_it_asks_first(dlq_of: Dlq, command: str) -> None:
     assert dlq_of.ids == made[1:]
     assert on_terminal(dlq_of, None, command, dlq_of.stream, "--all", "--yes")[0] == 0
     assert not dlq_of.ids
+
+
+@pytest.mark.parametrize("command", ["purge", "replay"])
+def test_what_comes_while_it_asks_was_not_asked_for(dlq_of: Dlq, command: str) -> None:
+    """With the newest one's id taken after the answer, this deleted a dead letter that nobody had seen."""
+    dlq_of.group()
+    dlq_of.bury(1)
+    later: list[str] = []
+    code, _ = on_terminal(dlq_of, "y", command, dlq_of.stream, "--all", before=lambda: later.append(dlq_of.bury(2)))
+    assert code == 0
+    assert dlq_of.ids == later
