@@ -70,8 +70,8 @@ class EventBus:
         url: ``redis://``, ``rediss://`` or ``unix://``; None reads ``QUANTUM_BUS_URL``.
         service: this service's name, on every message; None reads ``QUANTUM_BUS_SERVICE``, else ``OTEL_SERVICE_NAME``.
         client: a ``redis.asyncio.Redis`` to take connections from, instead of a url. It is never closed by the bus. The
-            bus keeps one connection of its pool, and one more for each subscriber; leases are renewed over a connection
-            of their own, made with the same options.
+            bus keeps one connection of its pool, one more for each subscriber, and up to 16 for publishes that wait for
+            replicas; leases are renewed over a connection of their own, made with the same options.
         prefix: put before every stream's name.
         middleware: around every publish and every handler run, the first one outermost.
         max_payload_bytes: longest payload, as JSON.
