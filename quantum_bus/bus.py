@@ -70,8 +70,8 @@ class EventBus:
         url: ``redis://``, ``rediss://`` or ``unix://``; None reads ``QUANTUM_BUS_URL``.
         service: this service's name, on every message; None reads ``QUANTUM_BUS_SERVICE``, else ``OTEL_SERVICE_NAME``.
         client: a ``redis.asyncio.Redis`` to take connections from, instead of a url. It is never closed by the bus. The
-            bus keeps one connection of its pool, one more for each subscriber, and up to 16 for publishes that wait for
-            replicas; leases are renewed over a connection of their own, made with the same options.
+            bus keeps one connection of its pool, and one more for each subscriber; leases are renewed over a connection
+            of their own, made with the same options.
         prefix: put before every stream's name.
         middleware: around every publish and every handler run, the first one outermost.
         max_payload_bytes: longest payload, as JSON.
@@ -83,6 +83,9 @@ class EventBus:
         backoff_initial: longest first pause before Redis is tried again, seconds; doubled each time.
         backoff_maximum: longest of these pauses, seconds.
         completed: completion records to keep for each stream, about; each write of outcomes makes one. 0 keeps none.
+        keep: handled messages to leave readable in each stream that this bus consumes, about; what is older is freed
+            once every group has handled it. None frees nothing, 0 keeps none.
+        cap: entries in a stream above which an error is logged; nothing is deleted for it.
         tracer_provider: instead of OpenTelemetry's global one.
         meter_provider: instead of OpenTelemetry's global one.
 
@@ -107,6 +110,8 @@ class EventBus:
         backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
         backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
         completed: int = options.DEFAULT_COMPLETED,
+        keep: int | None = options.DEFAULT_KEEP,
+        cap: int = options.DEFAULT_CAP,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -124,6 +129,8 @@ class EventBus:
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
             completed=completed,
+            keep=keep,
+            cap=cap,
         )
         driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not (isinstance(client, redis.Redis) and hasattr(client, "connection_pool")):

@@ -31,6 +31,8 @@ DEFAULT_STOP_TIMEOUT: Final = 30.0
 DEFAULT_BACKOFF_INITIAL: Final = 0.05
 DEFAULT_BACKOFF_MAXIMUM: Final = 2.0
 DEFAULT_COMPLETED: Final = 10_000
+DEFAULT_KEEP: Final = 10_000
+DEFAULT_CAP: Final = 1_000_000
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -169,6 +171,8 @@ class BusConfig:
     backoff_initial: float = DEFAULT_BACKOFF_INITIAL
     backoff_maximum: float = DEFAULT_BACKOFF_MAXIMUM
     completed: int = DEFAULT_COMPLETED
+    keep: int | None = DEFAULT_KEEP
+    cap: int = DEFAULT_CAP
 
     def __post_init__(self) -> None:
         if self.url is not None:
@@ -189,6 +193,9 @@ class BusConfig:
         _count("max_payload_bytes", self.max_payload_bytes)
         if self.completed != 0:
             _count("completed", self.completed)
+        if self.keep is not None and self.keep != 0:
+            _count("keep", self.keep)
+        _count("cap", self.cap)
         for option in ("sampled", "send_baggage"):
             if not isinstance(getattr(self, option), bool):
                 raise ConfigurationError(f"{option}={getattr(self, option)!r}: give True or False")

@@ -30,6 +30,7 @@ from .outbox import LOST, Letter, Outbox
 from .run import Run, admit
 from .sources import NotOwned, Sources
 from .telemetry import Telemetry
+from .upkeep import Upkeep
 
 Process = Callable[[Any], Awaitable[Any]]
 """A handler behind its middleware: takes a message, or a list of them, and runs."""
@@ -80,6 +81,7 @@ class Consumer:
             idempotent=config.idempotent,
         )
         self._by_hand = ByHand(self)
+        self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=self._loop.time)
         self._stopping = asyncio.Event()
         self._room = asyncio.Event()
         self._posted = asyncio.Event()
@@ -278,7 +280,7 @@ class Consumer:
             if isinstance(reply, ConnectionLost):
                 raise reply
             if not isinstance(reply, RedisError):
-                journal.group_made(source, self.config.group, start, again=again)
+                journal.group_made(source, self.config.group, streams.started(reply, start), again=again)
             # a Redis that is out of memory refuses to make even a group that is there
             elif driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
                 continue
@@ -471,17 +473,23 @@ class Consumer:
             letter.settled(letter.result)
 
     async def _move(self) -> None:
-        """Make scheduled messages readable when their time has come."""
+        """Make scheduled messages readable when their time has come, and look after the streams."""
         while not self._stopping.is_set():
             self._scheduled.clear()
-            pause = self._sources.pause()
+            pause = min(self._sources.pause(), self._upkeep.pause())
             if pause > 0:
                 await _wait(self._scheduled, pause)
-                continue
-            replies: Sequence[Reply] = ()
-            with contextlib.suppress(ConnectionLost, ConfigurationError):  # the reader meets it too, and says so
-                replies = await self._commands.execute(*self._sources.due())
-            self._sources.moved(replies)
+            if self._sources.pause() == 0:
+                self._sources.moved(await self._ask(self._sources.due()))
+            if self._upkeep.pause() == 0:
+                for alarm in self._upkeep.answered(await self._ask(self._upkeep.commands())):
+                    journal.stream_long(alarm, self._bus.cap)
+
+    async def _ask(self, commands: Sequence[streams.Command]) -> Sequence[Reply]:
+        """The replies, or none where Redis does not answer: the reader meets it too, and says so."""
+        with contextlib.suppress(ConnectionLost, ConfigurationError):
+            return await self._commands.execute(*commands)
+        return ()
 
     # --- by hand ---------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from .config import SubscriberConfig
 from .envelope import Incoming
 from .message import Message
 from .outbox import GONE, LOST, Letter
+from .upkeep import Alarm
 
 log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 
@@ -123,6 +124,22 @@ def skipped(incoming: Incoming, group: str) -> None:
         incoming.id,
         incoming.stream,
         extra={"event": names.EVENT_BUS_SKIPPED, "group": group, **_about(incoming)},
+    )
+
+
+def stream_long(alarm: Alarm, cap: int) -> None:
+    log.error(
+        "Stream %s has %d entries, over the cap of %d; %s",
+        alarm.stream,
+        alarm.length,
+        cap,
+        f"group {alarm.group} has come least far: is anybody reading for it?" if alarm.group else "it has no group",
+        extra={
+            "event": names.EVENT_BUS_STREAM_LONG,
+            "stream": alarm.stream,
+            "length": alarm.length,
+            "group": alarm.group or None,
+        },
     )
 
 

@@ -91,6 +91,8 @@ REASON_GAVE_UP: Final = "gave_up"
 
 SUFFIX_DLQ: Final = "dlq"
 SUFFIX_COMPLETED: Final = "completed"
+SUFFIX_NOTES: Final = "upkeep"
+SUFFIX_MARKS: Final = "marks"
 # With a message's id behind it: `{name}:dedupe:<message_id>`.
 SUFFIX_DEDUPE: Final = "dedupe"
 # A group's own: `{name}:retry:<group>`.
@@ -246,6 +248,7 @@ EVENT_BUS_LEASE_LOST: Final = "BUS_LEASE_LOST"
 EVENT_BUS_RECOVERED: Final = "BUS_RECOVERED"
 EVENT_BUS_ABANDONED: Final = "BUS_ABANDONED"
 EVENT_BUS_SKIPPED: Final = "BUS_SKIPPED"
+EVENT_BUS_STREAM_LONG: Final = "BUS_STREAM_LONG"
 EVENT_BUS_CORRELATION_ID_REPLACED: Final = "BUS_CORRELATION_ID_REPLACED"
 
 # The logging's own.
@@ -280,6 +283,7 @@ LISTED_EVENTS: Final = (
     EVENT_BUS_RECOVERED,
     EVENT_BUS_ABANDONED,
     EVENT_BUS_SKIPPED,
+    EVENT_BUS_STREAM_LONG,
     EVENT_BUS_CORRELATION_ID_REPLACED,
     EVENT_LOG_RECORDS_DROPPED,
 )

@@ -87,14 +87,17 @@ class Sources:
     def make_groups(self, *, again: bool) -> Iterator[tuple[str, str, Sequence[Command]]]:
         """Each key with where its group starts, and two commands: make it, and list what groups there are.
 
-        A group that has to be made again starts at the beginning, never at the end: what came meanwhile is not handled
-        yet. So does every retry stream's.
+        A group that has to be made again starts where it had come to, else at the beginning, never at the end: what
+        came meanwhile is not handled yet. Every retry stream's starts at the beginning.
         """
         self.names = (*self._config.streams, *self._stands_for)
         for source in self.names:
             new = self._config.start == "new" and not again and source in self.keys
             start = streams.LAST_ENTRY if new else streams.FIRST_ENTRY
-            yield source, start, (streams.create_group(source, self._group, start), streams.list_groups(source))
+            make = streams.create_group(source, self._group, start)
+            if again and source in self.keys:
+                make = streams.GROUP.call([source, self.keys[source].notes], self._group)
+            yield source, start, (make, streams.list_groups(source))
 
     def do_without(self, source: str) -> bool:
         """A key's group cannot be made now; whether the others may be read without it, as a retry stream's may."""
@@ -259,6 +262,7 @@ class Sources:
 
         The latter is for all groups, and whichever consumer comes first adds it to the stream.
         """
+        self._next_due = self._clock() + LONGEST_NAP  # a nearer time that comes up while Redis answers stands
         return [
             streams.DUE.call(list(scheduled), streams.DUE_PAGE)
             for keys in self.keys.values()
@@ -278,4 +282,4 @@ class Sources:
                     nap = 0.0
                 elif next_ms >= 0:
                     nap = min(nap, next_ms / 1000)
-        self._next_due = self._clock() + max(nap, 0.001)
+        self._next_due = min(self._next_due, self._clock() + max(nap, 0.001))

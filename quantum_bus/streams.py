@@ -64,6 +64,7 @@ BEGIN_ONCE: Final = Script.load("begin_once")
 DEAD_LETTER: Final = Script.load("move", "dead_letter")
 DUE: Final = Script.load("due")
 FORGET: Final = Script.load("forget")
+GROUP: Final = Script.load("group")
 KEEP: Final = Script.load("keep")
 LAG: Final = Script.load("lag")
 OWN: Final = Script.load("own")
@@ -72,6 +73,7 @@ RECOVER: Final = Script.load("recover")
 RELEASE: Final = Script.load("release")
 REPLAY: Final = Script.load("replay")
 RETRY: Final = Script.load("move", "retry")
+UPKEEP: Final = Script.load("upkeep")
 _SCRIPTS: Final = (
     ACK,
     BEGIN,
@@ -79,6 +81,7 @@ _SCRIPTS: Final = (
     DEAD_LETTER,
     DUE,
     FORGET,
+    GROUP,
     KEEP,
     LAG,
     OWN,
@@ -87,6 +90,7 @@ _SCRIPTS: Final = (
     RELEASE,
     REPLAY,
     RETRY,
+    UPKEEP,
 )
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
@@ -130,6 +134,8 @@ class Keys:
         delayed_copies: as ``copies``, likewise.
         dead: dead-letter stream, of all groups.
         completed: completion records, of all groups.
+        notes: hash: how far each group has come, of all groups.
+        marks: sorted set: ids of entries by their rank, see upkeep.lua.
         seen: what the mark of a message that this group handles once begins with; its id follows.
     """
 
@@ -141,6 +147,8 @@ class Keys:
     delayed_copies: str
     dead: str
     completed: str
+    notes: str
+    marks: str
     seen: str
 
     @classmethod
@@ -154,6 +162,8 @@ class Keys:
             delayed_copies=side_key(stream, names.SUFFIX_COPIES),
             dead=side_key(stream, names.SUFFIX_DLQ),
             completed=side_key(stream, names.SUFFIX_COMPLETED),
+            notes=side_key(stream, names.SUFFIX_NOTES),
+            marks=side_key(stream, names.SUFFIX_MARKS),
             seen=side_key(stream, f"{names.SUFFIX_SEEN}:{group}:"),
         )
 
@@ -199,6 +209,11 @@ def wait(replicas: int, seconds: float) -> Command:
 def create_group(stream: str, group: str, start: str) -> Command:
     """XGROUP CREATE with MKSTREAM; ``start`` is an entry id, ``0`` or ``$``."""
     return ("XGROUP", "CREATE", stream, group, start, "MKSTREAM")
+
+
+def started(reply: Any, start: str) -> str:
+    """Where a group starts that was made: GROUP says so, and XGROUP CREATE starts where it was told to."""
+    return start if reply == b"OK" else str(reply.decode())
 
 
 def list_groups(stream: str) -> Command:

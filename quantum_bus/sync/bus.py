@@ -85,6 +85,8 @@ class EventBus:
         backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
         backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
         completed: int = options.DEFAULT_COMPLETED,
+        keep: int | None = options.DEFAULT_KEEP,
+        cap: int = options.DEFAULT_CAP,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -102,6 +104,8 @@ class EventBus:
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
             completed=completed,
+            keep=keep,
+            cap=cap,
         )
         driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not isinstance(client, redis.Redis):

@@ -31,6 +31,7 @@ from quantum_bus.outbox import LOST, Letter, Outbox
 from quantum_bus.run import Run, admit
 from quantum_bus.sources import NotOwned, Sources
 from quantum_bus.telemetry import Telemetry
+from quantum_bus.upkeep import Upkeep
 
 Process = Callable[[Any], Any]
 """A handler behind its middleware: takes a message, or a list of them, and runs."""
@@ -70,6 +71,7 @@ class Consumer:
             idempotent=config.idempotent,
         )
         self._changed = threading.Condition()
+        self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=monotonic)
         self._stopping = threading.Event()
         self._closed = False
         self._context = contextvars.copy_context()
@@ -242,7 +244,7 @@ class Consumer:
             if isinstance(reply, ConnectionLost):
                 raise reply
             if not isinstance(reply, RedisError):
-                journal.group_made(source, self.config.group, start, again=again)
+                journal.group_made(source, self.config.group, streams.started(reply, start), again=again)
             # a Redis that is out of memory refuses to make even a group that is there
             elif driver.is_busy_group(reply) or self.config.group in streams.parse_groups(groups):
                 continue
@@ -402,17 +404,23 @@ class Consumer:
             letter.settled(letter.result)
 
     def _move(self) -> None:
-        """Make scheduled messages readable when their time has come."""
+        """Make scheduled messages readable when their time has come, and look after the streams."""
         while not self._stopping.is_set():
             self._scheduled.clear()
-            pause = self._sources.pause()
+            pause = min(self._sources.pause(), self._upkeep.pause())
             if pause > 0:
                 self._scheduled.wait(pause)
-                continue
-            replies: Sequence[Any] = ()
-            with contextlib.suppress(ConnectionLost, ConfigurationError):  # the reader meets it too, and says so
-                replies = self._commands.execute(*self._sources.due())
-            self._sources.moved(replies)
+            if self._sources.pause() == 0:
+                self._sources.moved(self._ask(self._sources.due()))
+            if self._upkeep.pause() == 0:
+                for alarm in self._upkeep.answered(self._ask(self._upkeep.commands())):
+                    journal.stream_long(alarm, self._bus.cap)
+
+    def _ask(self, commands: Sequence[streams.Command]) -> Sequence[Any]:
+        """The replies, or none where Redis does not answer: the reader meets it too, and says so."""
+        with contextlib.suppress(ConnectionLost, ConfigurationError):
+            return self._commands.execute(*commands)
+        return ()
 
     # --- by hand ---------------------------------------------------------------------------------
 

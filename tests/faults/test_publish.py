@@ -5,11 +5,7 @@ import random
 from typing import Any
 
 import pytest
-import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncioRetry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from quantum_bus import Event, PublishTimeout, Receipt
 from quantum_bus.streams import PUBLISH, Keys
@@ -35,22 +31,6 @@ async def test_three_lost_replies_leave_up_to_four_entries_that_are_the_same_mes
     assert [entry["message_id"] for entry in entries] == [receipt.message_id] * 4
     assert len({entry.pairs for entry in entries}) == 1
     assert receipt.id == entries[-1].id
-
-
-async def test_a_client_that_tries_again_by_itself_does_not_send_a_publish_again(
-    buses: Buses, twin: str, proxy: Proxy, redis_client: redis.asyncio.Redis
-) -> None:
-    kind, retry = (redis.asyncio.Redis, AsyncioRetry) if twin == ASYNCIO else (redis.Redis, Retry)
-    client: Any = kind.from_url(proxy.url, retry=retry(NoBackoff(), 10), retry_on_timeout=True)
-    bus = buses(client=client)
-    proxy.lose_reply("XADD", count=1_000)
-    with pytest.raises(PublishTimeout):
-        await bus.publish("s", 1, timeout=0.5)
-    tried = proxy.lost["XADD"]
-    assert 1 <= tried <= 6, "the bus's own pauses are between them"
-    assert proxy.commands["XADD"] == tried == len(await stored(redis_client, "s"))
-    await bus.stop()
-    await buses.close(client)
 
 
 async def test_three_lost_replies_with_a_window_leave_one_entry_and_its_receipt(

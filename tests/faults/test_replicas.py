@@ -157,11 +157,12 @@ async def test_repeating_what_is_stored_is_itself_written_to_the_replicas(
 async def test_waiting_holds_up_no_other_publish(
     buses: Buses, replica: RedisProcess, redis_client: redis.asyncio.Redis
 ) -> None:
-    """On one connection, shared or not, what came behind the first WAIT was not added in time."""
+    """On the shared connection the plain publish came back only after the WAIT. One behind the other on a connection of
+    their own, all but the first were timed out."""
     bus = buses()
     await bus.publish("s", 0)
     replica.suspend()
-    waiting = [asyncio.ensure_future(bus.publish("s", n, wait_replicas=1, timeout=2.5)) for n in range(1, 6)]
+    waiting = [asyncio.ensure_future(bus.publish("s", n, wait_replicas=1, timeout=4.0)) for n in range(1, 6)]
 
     async def all_added() -> bool:
         return await redis_client.xlen("s") == 6
@@ -173,37 +174,15 @@ async def test_waiting_holds_up_no_other_publish(
     assert [type(result) for result in results] == [NotDurable] * 5
 
 
-@pytest.mark.parametrize("twin", [ASYNCIO])  # a thread's call cannot be cancelled, and outlasts its WAIT
-async def test_nobody_waits_behind_a_call_that_was_cancelled(
-    buses: Buses, replica: RedisProcess, redis_client: redis.asyncio.Redis
-) -> None:
-    """On the connection that the cancelled call left behind it was timed out, and may have been stored or not."""
-    bus = buses()
-    replica.suspend()
-    call = asyncio.ensure_future(bus.publish("s", 1, wait_replicas=1, timeout=60.0))
-
-    async def added() -> bool:
-        return await redis_client.xlen("s") == 1
-
-    await eventually(added)
-    call.cancel()
-    await asyncio.wait([call])
-    await not_durable(bus.publish("s", 2, wait_replicas=1, timeout=SOON))
-    assert len(await stored(redis_client, "s")) == 2
-
-
 async def test_its_connections_are_bounded_and_closed_with_the_bus(
-    buses: Buses, twin: str, proxy: Proxy, replica: RedisProcess
+    buses: Buses, proxy: Proxy, replica: RedisProcess
 ) -> None:
-    """Of a client that is handed in nobody else closes them."""
-    client: Any = (redis.asyncio.Redis if twin == ASYNCIO else redis.Redis).from_url(proxy.url)
-    bus = buses(client=client)
+    bus = buses(url=proxy.url)
     receipts = await asyncio.gather(*(bus.publish("s", n, wait_replicas=1, timeout=30.0) for n in range(300)))
     assert {receipt.id for receipt in receipts} == set(await on_replica(replica, "s"))
     assert 1 <= proxy.connections <= LANES
     await bus.stop()
     await eventually(lambda: proxy.open_connections == 0)
-    await buses.close(client)
 
 
 @pytest.mark.parametrize("command", ["XADD", "WAIT"])
@@ -248,7 +227,7 @@ async def test_a_master_that_is_demoted_while_it_waits_confirms_nothing(
 ) -> None:
     bus = buses()
     replica.suspend()
-    call = asyncio.ensure_future(bus.publish("s", 1, wait_replicas=1, timeout=1.5))
+    call = asyncio.ensure_future(bus.publish("s", 1, wait_replicas=1, timeout=3.0))
 
     async def added() -> bool:
         return await redis_client.xlen("s") == 1
@@ -257,26 +236,6 @@ async def test_a_master_that_is_demoted_while_it_waits_confirms_nothing(
     await redis_client.replicaof("127.0.0.1", replica.port)
     error = await not_durable(call)
     assert error.confirmed == 0
-
-
-async def test_a_master_that_is_demoted_while_it_waits_and_comes_back_is_asked_again(
-    buses: Buses, replica: RedisProcess, redis_client: redis.asyncio.Redis
-) -> None:
-    """Where the server's UNBLOCKED counted as an answer, the publish gave up although there was time."""
-    bus = buses()
-    replica.suspend()
-    call = asyncio.ensure_future(bus.publish("s", 1, wait_replicas=1, timeout=30.0, dedupe=HOUR))
-
-    async def added() -> bool:
-        return await redis_client.xlen("s") == 1
-
-    await eventually(added)
-    await redis_client.replicaof("127.0.0.1", 1)
-    await redis_client.replicaof("NO", "ONE")
-    replica.resume()
-    receipt = await call
-    assert [entry.id for entry in await stored(redis_client, "s")] == [receipt.id]
-    assert await on_replica(replica, "s") == [receipt.id]
 
 
 async def test_cancelled_or_timed_out_waits_leave_a_bus_that_works(
