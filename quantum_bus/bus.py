@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,7 +38,7 @@ from .consumer import Consumer, Process
 from .envelope import Event
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
-from .heartbeat import BEATS, Heartbeat, Lease
+from .heartbeat import Heartbeat, Lease
 from .link import Link
 from .publisher import Publisher
 from .receipt import Receipt
@@ -183,6 +184,7 @@ class EventBus:
         start: Start = "beginning",
         trace_mode: TraceMode = "continue",
         idempotent: float | None = None,
+        ordered: bool = False,
     ) -> Callable[[F], F]:
         """Have a function handle the messages of one or several streams.
 
@@ -204,6 +206,9 @@ class EventBus:
             idempotent: seconds for which the group remembers each ``message_id`` that it has handled, for each stream:
                 another entry under one of them is acknowledged and counted, not handled; while one is being handled,
                 or waits for its next attempt, another waits. None remembers nothing.
+            ordered: messages of one key are handled one after the other in the stream's order, retries included, by one
+                consumer of the group at a time; the others stand by, and take over within ``ack_wait``. To be given to
+                all of the group. See "Order" in the guarantees.
 
         Raises:
             ConfigurationError: an option or the signature cannot work, or this bus has a subscriber for the same stream
@@ -223,6 +228,7 @@ class EventBus:
             start=start,
             trace_mode=trace_mode,
             idempotent=idempotent,
+            ordered=ordered,
         )
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None
@@ -452,12 +458,17 @@ class EventBus:
 
     async def _beat(self, leases: Sequence[Lease]) -> None:
         assert self._link is not None
+        for lease in leases:
+            lease.begin()
         while True:
-            await asyncio.sleep(min(lease.ack_wait for lease in leases) / BEATS)
+            await asyncio.sleep(max(0.0, min(lease.due for lease in leases) - time.monotonic()))
             for lease in leases:
-                renewals = lease.commands()
-                with contextlib.suppress(ConnectionLost, ConfigurationError):  # the readers meet it too, and say so
-                    lease.answered(renewals, await self._link.execute(*renewals))
+                if lease.due <= time.monotonic():
+                    renewals = lease.commands()
+                    well = not renewals
+                    with contextlib.suppress(ConnectionLost, ConfigurationError):  # the readers meet it too, and say so
+                        well = well or lease.answered(renewals, await self._link.execute(*renewals))
+                    lease.beaten(well=well)
 
     async def _reach(self, link: Link) -> None:
         """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""

@@ -284,6 +284,7 @@ class SubscriberConfig:
     start: Start = "beginning"
     trace_mode: TraceMode = "continue"
     idempotent: float | None = None
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -308,6 +309,8 @@ class SubscriberConfig:
             raise ConfigurationError(f"start={self.start!r}: give 'beginning' or 'new'")
         if self.trace_mode not in ("continue", "link"):
             raise ConfigurationError(f"trace_mode={self.trace_mode!r}: give 'continue' or 'link'")
+        if not isinstance(self.ordered, bool):
+            raise ConfigurationError(f"ordered={self.ordered!r}: give True or False")
 
 
 def check_timeout(timeout: float) -> None:

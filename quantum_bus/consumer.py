@@ -24,11 +24,14 @@ from .errors import ConfigurationError, ConnectionLost, QuantumBusError
 from .handlers import Handler
 from .heartbeat import Lease
 from .inbox import Held, Inbox
+from .lanes import Lanes
+from .leadership import Leadership
 from .link import Link, Reply
 from .message import Message
 from .outbox import LOST, Letter, Outbox
 from .run import Run, admit
-from .sources import NotOwned, Sources
+from .sources import Key, NotOwned, Sources
+from .succession import Step, Succession
 from .telemetry import Telemetry
 from .upkeep import Upkeep
 
@@ -71,7 +74,9 @@ class Consumer:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._sources = Sources(config, name, bus, clock=self._loop.time)
-        self._inbox = Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+        self._succession: Succession | None = None  # where messages are handled in order
+        self._leadership: Leadership | None = None
+        self._inbox = self._in_order() if config.ordered else self._in_any_order()
         self._outbox = Outbox(
             group=config.group,
             consumer=name,
@@ -79,6 +84,7 @@ class Consumer:
             config=bus,
             clock=self._loop.time,
             idempotent=config.idempotent,
+            ordered=config.ordered,
         )
         self._by_hand = ByHand(self)
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=self._loop.time)
@@ -91,8 +97,27 @@ class Consumer:
         self._moving: asyncio.Task[None] | None = None
         self._runs: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._notes: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None  # when the next parked message is due
         self._noted = False  # whether this server has noted a run: before, it may not know the script yet
         self._context = contextvars.copy_context()
+
+    def _in_any_order(self) -> Inbox | Lanes:
+        config = self.config
+        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+
+    def _in_order(self) -> Inbox | Lanes:
+        config, clock, sources = self.config, self._loop.time, self._sources
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                self._loop.call_soon_threadsafe(self._room.set)
+
+        self._leadership = leads = Leadership(sources.keys, self.name, config.ack_wait, changed=changed)
+        lanes = Lanes(concurrency=config.concurrency, batch=config.batch, term=leads.term, clock=clock)
+        self._succession = Succession(
+            config, self._bus, consumer=self.name, sources=sources, lanes=lanes, leadership=leads, clock=clock
+        )
+        return lanes
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -119,7 +144,7 @@ class Consumer:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 self._loop.call_soon_threadsafe(self._not_owned, keys)
 
-        return Lease(self.config.group, self.name, self.config.ack_wait, self._inbox.keys, not_owned)
+        return Lease(self.config.group, self.name, self.config.ack_wait, self._inbox.keys, not_owned, self._leadership)
 
     async def stop_reading(self, deadline: float) -> None:
         """Take no new messages, and give up at once what has not been begun; at the deadline at the latest, or a
@@ -166,6 +191,9 @@ class Consumer:
         if self._writing is not None:
             self._posted.set()  # with nothing left to write, it ends
             await asyncio.wait([self._writing], timeout=max(0.0, deadline - self._loop.time()))
+        await self._release(self._inbox.drop_waiting())  # what was parked meanwhile
+        if self._leadership is not None and (self._handler.is_async or not cut_off):  # a thread's lease has to run out
+            await self._say(self._leadership.resign())
         await self._say(self._sources.forget(leaving=True))
         return len(self._inbox)
 
@@ -202,15 +230,14 @@ class Consumer:
                     await self._reader.identify()
                     await self._recover_own()
                     lost = False
+                self._room.clear()
                 room = self._inbox.room()
                 if room < 1:
-                    self._room.clear()
                     await self._room.wait()
                     continue
-                if (command := self._sources.recover(room)) is not None:
-                    await self._recover(command)
+                if (step := await self._next_step(room)) is None:
                     continue
-                reply = await self._reader.execute_one(self._sources.read(room), timeout=self._sources.read_timeout)
+                reply = await self._reader.execute_one(step.command, timeout=step.timeout)
                 if isinstance(reply, ConnectionLost):
                     raise reply
             except (ConnectionLost, ConfigurationError) as error:
@@ -227,28 +254,66 @@ class Consumer:
             if backoff.failures:
                 journal.reading_again(self.config)
                 backoff.reset()
+            self._answered(step, reply)
+
+    async def _next_step(self, room: int) -> Step | None:
+        """What to read next; None where something else came first, or this consumer has stood by for a while."""
+        if self._succession is None:
+            if (command := self._sources.recover(room)) is None:
+                return Step(self._sources.read(room), self._sources.read_timeout)
+            await self._recover(command)
+            return None
+        if self._succession.tidying():
+            await self._tidy()
+        step = self._succession.step(room)
+        self._tell(self._succession)
+        if step is None:
+            await _wait(self._room, self._succession.patience)
+        return step
+
+    def _tell(self, succession: Succession) -> None:
+        for news in succession.news():
+            journal.leading(news.stream, self.config.group, leads=news.leading, holder=news.holder)
+        if (refusal := succession.refusal()) is not None:
+            journal.read_refused(self.config, refusal)
+
+    def _answered(self, step: Step, reply: Reply) -> None:
+        if self._succession is None:
             self._take(self._sources.new(reply))
+        else:
+            read, taken_over = self._succession.answered(step, reply)
+            self._taken_over(taken_over)
+            self._take(read)
+
+    async def _tidy(self) -> None:
+        """Make the groups that could not be made before, forget names: from time to time."""
+        if self._sources.incomplete:
+            await self._make_groups(again=True)
+        if commands := self._sources.forget():
+            await self._commands.execute(*commands)
+
+    def _taken_over(self, count: int) -> None:
+        journal.recovered(self.config, count)
+        self._telemetry.recovered(self.config.streams[0], self.config.group, count)
 
     async def _recover(self, command: streams.Command) -> None:
         """Take over a page of what dead consumers left."""
         reply = await self._commands.execute_one(command)
         if isinstance(reply, ConnectionLost):
             raise reply
-        if self._sources.incomplete:
-            await self._make_groups(again=True)
-        if commands := self._sources.forget():
-            await self._commands.execute(*commands)
+        await self._tidy()
         if isinstance(reply, RedisError):
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
             return
         read = self._sources.recovered(reply)
-        taken_over = self._inbox.not_held(read.deliveries)  # its own are among them where its renewals were late
-        journal.recovered(self.config, taken_over)
-        self._telemetry.recovered(self.config.streams[0], self.config.group, taken_over)
+        self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where its renewals were late
         self._take(read)
 
     async def _recover_own(self) -> None:
         """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
+        if self._succession is not None:
+            self._succession.look_again()
+            return
         for source in self._sources.names:
             after: str | None = None
             while not self._stopping.is_set():
@@ -266,6 +331,8 @@ class Consumer:
         """The server answered the read with an error."""
         if not backoff.failures:
             journal.read_refused(self.config, error)
+        if self._succession is not None:
+            self._succession.look_again()
         await _wait(self._stopping, backoff.next())
         if driver.is_no_group(error):
             # FLUSHALL, XGROUP DESTROY or a failover: never at `$`, which would pass by what came meanwhile
@@ -305,11 +372,20 @@ class Consumer:
     def _not_owned(self, keys: NotOwned) -> None:
         """These turned out to be another consumer's, or deleted."""
         for key in keys.lost:
-            self._inbox.lose(key)
+            held = self._inbox.lose(key)
+            if held is not None and key not in self._inbox:  # it was not begun: nobody here has acked it meanwhile
+                self._leads_no_more(key)
         for source, entry_id in keys.gone:
             self._deleted(source, entry_id)
             self._inbox.lose((source, entry_id), gone=True)
         self._room.set()
+        if self._succession is not None:
+            self._run_ready()  # what was behind a deleted one
+
+    def _leads_no_more(self, key: Key) -> None:
+        """Something of its stream is another consumer's, who leads, or has led meanwhile."""
+        if self._succession is not None:
+            self._succession.lost(self._sources.stream_of(key[0]))
 
     def _deleted(self, source: str, entry_id: str) -> None:
         stream = self._sources.stream_of(source)
@@ -330,7 +406,8 @@ class Consumer:
         if not runs:
             return
         begun = asyncio.Event()
-        begin = self._begin if self.config.idempotent is None else self._begin_once
+        asked = self.config.idempotent is not None or self.config.ordered
+        begin = self._begin_once if asked else self._begin
         note = asyncio.create_task(begin([held for run in runs for held in run], begun), context=self._context.copy())
         self._notes.add(note)
         note.add_done_callback(self._notes.discard)
@@ -338,6 +415,15 @@ class Consumer:
             runner = asyncio.create_task(self._handle(run, begun), context=self._context.copy())
             self._runs[runner] = run
             runner.add_done_callback(self._ran)
+
+    def _run_parked(self) -> None:
+        """Run what is ready, and what was parked when it is due."""
+        self._run_ready()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if (pause := self._inbox.pause()) is not None and not self._stopping.is_set():
+            self._alarm = self._loop.call_later(pause, self._run_parked)
 
     async def _begin_once(self, held: Sequence[Held], begun: asyncio.Event) -> None:
         """As :meth:`_begin`; which of them are run is Redis's to say, so its answer is waited for."""
@@ -360,6 +446,8 @@ class Consumer:
         skipped, busy = self._sources.aside(commands, replies)
         for key in (*lost, *gone):
             self._inbox.set_aside(key)
+        for key in lost:
+            self._leads_no_more(key)
         for key in skipped:
             if (held := self._inbox.set_aside(key)) is not None:
                 self._telemetry.skipped(held.incoming.stream, self.config.group)
@@ -391,6 +479,10 @@ class Consumer:
     async def _handle(self, given: Sequence[Held], begun: asyncio.Event) -> None:
         await begun.wait()
         held = [item for item in given if not item.aside]
+        if self._succession is not None and not self._succession.may_run(held):
+            for item in held:
+                self._inbox.set_aside(item.key)
+            return
         if not held:
             return
         run = Run(held, self._handler, self.config, self._by_hand)
@@ -462,9 +554,13 @@ class Consumer:
             for letter in answered.settled:
                 self._settled(letter)
             self._room.set()
+            if self._succession is not None:
+                self._run_parked()
 
     def _settled(self, letter: Letter) -> None:
-        self._inbox.release(letter.held)
+        self._inbox.release(letter.held, letter.again)
+        if letter.result == LOST and not letter.held.gone and self._succession is not None:
+            self._succession.lost(letter.held.incoming.stream)
         letter.count(self._telemetry, self.config.group)
         journal.settled(letter, self.config.group)
         if self._sources.scheduled(letter):

@@ -16,6 +16,7 @@ from typing import Any, Final
 from . import streams
 from .blocking_link import Link
 from .errors import QuantumBusError
+from .leadership import Leadership
 from .sources import Key, NotOwned, Sources
 from .streams import Command
 
@@ -32,6 +33,8 @@ class Lease:
         ack_wait: seconds that a lease lasts.
         held: tells what is held, as (key it is pending in, entry id); called from the heartbeat's thread.
         not_owned: told what is not this consumer's any more; called from the heartbeat's thread.
+        leadership: the leases on its streams, where it handles them in order.
+        due: when to renew, on the monotonic clock.
     """
 
     group: str
@@ -39,22 +42,36 @@ class Lease:
     ack_wait: float
     held: Callable[[], Sequence[Key]]
     not_owned: Callable[[NotOwned], None]
+    leadership: Leadership | None = None
     due: float = field(default=0.0)
+
+    def begin(self) -> None:
+        """Renew from now on; what is to lead tries that at once."""
+        self.due = monotonic() + (self.ack_wait / BEATS if self.leadership is None else 0.0)
+
+    def beaten(self, *, well: bool) -> None:
+        """There was an answer to everything, or not: plan the next renewal."""
+        pause = self.ack_wait / BEATS if self.leadership is None else self.leadership.pause()
+        self.due = monotonic() + (pause if well else min(pause, self.ack_wait / 10))
 
     def commands(self) -> list[Command]:
         """The renewals."""
         by_source: dict[str, list[str]] = {}
         for source, entry_id in self.held():
             by_source.setdefault(source, []).append(entry_id)
-        return [
+        keeps = [
             streams.KEEP.call([source], self.group, self.consumer, *ids[start : start + KEEP_TOGETHER])
             for source, ids in by_source.items()
             for start in range(0, len(ids), KEEP_TOGETHER)
         ]
+        return keeps if self.leadership is None else [*self.leadership.commands(), *keeps]
 
     def answered(self, commands: Sequence[Command], replies: Sequence[Any]) -> bool:
         """The replies to :meth:`commands`; whether all were renewals."""
-        not_owned = Sources.not_owned(commands, replies)
+        kept = [pair for pair in zip(commands, replies, strict=True) if pair[0][1] == streams.KEEP.sha]
+        if self.leadership is not None:
+            self.leadership.answered(replies[: len(replies) - len(kept)])
+        not_owned = Sources.not_owned([command for command, _ in kept], [reply for _, reply in kept])
         if not_owned.lost or not_owned.gone:
             self.not_owned(not_owned)
         return all(isinstance(reply, list) for reply in replies)
@@ -71,9 +88,8 @@ class Heartbeat:
 
     def start(self) -> None:
         """Begin; the first renewal is due after a third of the shortest ``ack_wait``."""
-        now = monotonic()
         for lease in self._leases:
-            lease.due = now + lease.ack_wait / BEATS
+            lease.begin()
         self._thread.start()
 
     def stop(self) -> None:
@@ -89,7 +105,7 @@ class Heartbeat:
                 continue
             for lease in self._leases:
                 if lease.due <= monotonic():
-                    lease.due = monotonic() + (lease.ack_wait / BEATS if self._beat(lease) else lease.ack_wait / 10)
+                    lease.beaten(well=self._beat(lease))
 
     def _beat(self, lease: Lease) -> bool:
         """Renew everything a consumer holds; whether Redis answered."""

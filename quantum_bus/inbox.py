@@ -179,7 +179,7 @@ class Inbox:
         """A message's outcome is decided and on its way; it takes up no room any more."""
         self._settling += 1
 
-    def release(self, held: Held) -> None:
+    def release(self, held: Held, again: float | None = None) -> None:  # noqa: ARG002 - see lanes.Lanes.release
         """A settling message's outcome has reached Redis."""
         if self._held.get(held.key) is held:
             del self._held[held.key]
@@ -201,6 +201,10 @@ class Inbox:
                     waiting.remove(held)
                     del self._held[key]
         return held
+
+    def pause(self) -> float | None:
+        """Seconds until something that is held becomes ready by itself: never."""
+        return None
 
     def keys(self) -> Sequence[tuple[str, str]]:
         """Everything held, for its leases to be renewed; may be called from another thread."""

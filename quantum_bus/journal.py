@@ -81,6 +81,16 @@ def recovered(config: SubscriberConfig, count: int) -> None:
         )
 
 
+def leading(stream: str, group: str, *, leads: bool, holder: str) -> None:
+    """Who handles an ordered subscriber's stream now."""
+    event = names.EVENT_BUS_LEADING if leads else names.EVENT_BUS_STANDING_BY
+    fields = {"event": event, "stream": stream, "group": group, "holder": holder}
+    if leads:
+        log.info("Leading %s for group %s", stream, group, extra=fields)
+    else:
+        log.info("Standing by for %s of group %s; %s leads", stream, group, holder or "perhaps another", extra=fields)
+
+
 def handler_failed(handler: str, messages: Sequence[Message], error: BaseException) -> None:
     """Called inside the run's scope, so that the line carries its correlation id and span."""
     first = messages[0]

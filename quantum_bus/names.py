@@ -102,6 +102,7 @@ SUFFIX_DUE: Final = "due"
 SUFFIX_COPIES: Final = "scheduled"
 # And one for each message's id: `{name}:seen:<group>:<message_id>`.
 SUFFIX_SEEN: Final = "seen"
+SUFFIX_LEASE: Final = "lease"
 
 # --- fields that a retry appends to an entry in `{name}:retry:<group>` ----------------------------
 
@@ -246,6 +247,8 @@ EVENT_BUS_DEAD_LETTER_FAILED: Final = "BUS_DEAD_LETTER_FAILED"
 EVENT_BUS_MESSAGE_LOST: Final = "BUS_MESSAGE_LOST"
 EVENT_BUS_LEASE_LOST: Final = "BUS_LEASE_LOST"
 EVENT_BUS_RECOVERED: Final = "BUS_RECOVERED"
+EVENT_BUS_LEADING: Final = "BUS_LEADING"
+EVENT_BUS_STANDING_BY: Final = "BUS_STANDING_BY"
 EVENT_BUS_ABANDONED: Final = "BUS_ABANDONED"
 EVENT_BUS_SKIPPED: Final = "BUS_SKIPPED"
 EVENT_BUS_STREAM_LONG: Final = "BUS_STREAM_LONG"
@@ -281,6 +284,8 @@ LISTED_EVENTS: Final = (
     EVENT_BUS_MESSAGE_LOST,
     EVENT_BUS_LEASE_LOST,
     EVENT_BUS_RECOVERED,
+    EVENT_BUS_LEADING,
+    EVENT_BUS_STANDING_BY,
     EVENT_BUS_ABANDONED,
     EVENT_BUS_SKIPPED,
     EVENT_BUS_STREAM_LONG,

@@ -72,6 +72,11 @@ class Letter:
             telemetry.retried(stream, group, self.outcome.failure.error_type)
 
     @property
+    def again(self) -> float | None:
+        """Where Redis has noted that it is to run again: seconds until then."""
+        return self.outcome.delay if isinstance(self.outcome, (Again, Wait)) and self.result == DONE else None
+
+    @property
     def bury(self) -> Bury | None:
         """The dead letter, if it is one."""
         return self.outcome if isinstance(self.outcome, Bury) else None
@@ -92,6 +97,7 @@ class Outbox:
         keys: of each stream, by its name.
         clock: monotonic seconds.
         idempotent: seconds for which a handled message's id is remembered; None for none.
+        ordered: what is to run again stays with this consumer, instead of being moved to the schedule.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Outbox:
         config: BusConfig,
         clock: Callable[[], float],
         idempotent: float | None = None,
+        ordered: bool = False,
     ) -> None:
         self._group = group
         self._consumer = consumer
@@ -110,6 +117,7 @@ class Outbox:
         self._config = config
         self._clock = clock
         self._idempotent = idempotent
+        self._ordered = ordered
         self._letters: list[Letter] = []
         self._written: list[list[Letter]] = []
 
@@ -228,6 +236,10 @@ class Outbox:
             incoming.id,
             b"" if waits else completion_record(held, _OUTCOMES[type(outcome)]),
         )
+        if isinstance(outcome, (Again, Wait)) and self._ordered:
+            return streams.PARK.call(
+                [held.source, keys.completed], self._group, self._consumer, held.source_id, *common[4:]
+            )
         span = format_traceparent(held.last_span) if held.last_span is not None else ""
         if isinstance(outcome, (Again, Wait)):
             fields = streams.retry_fields(incoming.id, held.attempt, held.first_failed_at, span)

@@ -245,7 +245,7 @@ class Sources:
 
     def scheduled(self, letter: Letter) -> bool:
         """An outcome was written; whether that brings the next due time nearer."""
-        if not isinstance(letter.outcome, (Again, Wait)) or letter.result != DONE:
+        if self._config.ordered or not isinstance(letter.outcome, (Again, Wait)) or letter.result != DONE:
             return False
         due = self._clock() + letter.outcome.delay
         if due >= self._next_due:

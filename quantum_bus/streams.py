@@ -63,35 +63,23 @@ BEGIN: Final = Script.load("begin")
 BEGIN_ONCE: Final = Script.load("begin_once")
 DEAD_LETTER: Final = Script.load("move", "dead_letter")
 DUE: Final = Script.load("due")
+FETCH: Final = Script.load("fetch")
 FORGET: Final = Script.load("forget")
 GROUP: Final = Script.load("group")
+INHERIT: Final = Script.load("inherit")
 KEEP: Final = Script.load("keep")
 LAG: Final = Script.load("lag")
+LEAD: Final = Script.load("lead")
 OWN: Final = Script.load("own")
+PARK: Final = Script.load("park")
 PUBLISH: Final = Script.load("publish")
 RECOVER: Final = Script.load("recover")
 RELEASE: Final = Script.load("release")
 REPLAY: Final = Script.load("replay")
+RESIGN: Final = Script.load("resign")
 RETRY: Final = Script.load("move", "retry")
 UPKEEP: Final = Script.load("upkeep")
-_SCRIPTS: Final = (
-    ACK,
-    BEGIN,
-    BEGIN_ONCE,
-    DEAD_LETTER,
-    DUE,
-    FORGET,
-    GROUP,
-    KEEP,
-    LAG,
-    OWN,
-    PUBLISH,
-    RECOVER,
-    RELEASE,
-    REPLAY,
-    RETRY,
-    UPKEEP,
-)
+_SCRIPTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Script))
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
 
 
@@ -137,6 +125,7 @@ class Keys:
         notes: hash: how far each group has come, of all groups.
         marks: sorted set: ids of entries by their rank, see upkeep.lua.
         seen: what the mark of a message that this group handles once begins with; its id follows.
+        lease: which consumer leads, where they handle messages in order.
     """
 
     stream: str
@@ -150,6 +139,7 @@ class Keys:
     notes: str
     marks: str
     seen: str
+    lease: str
 
     @classmethod
     def of(cls, stream: str, group: str) -> Keys:
@@ -165,6 +155,7 @@ class Keys:
             notes=side_key(stream, names.SUFFIX_NOTES),
             marks=side_key(stream, names.SUFFIX_MARKS),
             seen=side_key(stream, f"{names.SUFFIX_SEEN}:{group}:"),
+            lease=side_key(stream, f"{names.SUFFIX_LEASE}:{group}"),
         )
 
 
@@ -233,6 +224,12 @@ def read_new(group: str, consumer: str, sources: Sequence[str], *, count: int, b
     """XREADGROUP for entries that no consumer has had; at most ``count`` of each stream, after ``block_ms`` nil."""
     ids = (NEXT_ENTRY,) * len(sources)
     return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *sources, *ids)
+
+
+def wait_behind(last: Mapping[str, str], *, block_ms: int) -> Command:
+    """XREAD: returns when one of the streams gets an entry behind its id in ``last``, after ``block_ms`` nil. It gives
+    nothing to any consumer."""
+    return ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *last, *last.values())
 
 
 # --- what was read -------------------------------------------------------------------------------
@@ -308,13 +305,13 @@ def parse_read(reply: Any, streams: Mapping[str, str]) -> Read:
 
 
 def parse_page(reply: Any, source: str, stream: str | None) -> Read:
-    """A reply of RECOVER or OWN.
+    """A reply of RECOVER, OWN or INHERIT.
 
     Args:
         source: the key that was looked at.
         stream: the stream it stands for, where it is a retry stream.
     """
-    cursor, rows, gone = reply
+    cursor, rows, gone = reply[:3]
     deliveries = [_delivery(source, row[0].decode(), int(row[1]), row[2], stream) for row in rows]
     return Read(deliveries, [(source, entry_id.decode()) for entry_id in gone], cursor.decode() or None)
 

@@ -39,6 +39,7 @@ class Subscriptions:
         start: Start,
         trace_mode: TraceMode,
         idempotent: float | None,
+        ordered: bool,
     ) -> SubscriberConfig:
         """Check the options of a subscriber; stream names get the bus's prefix, the group defaults to the service.
 
@@ -60,6 +61,7 @@ class Subscriptions:
             start=start,
             trace_mode=trace_mode,
             idempotent=idempotent,
+            ordered=ordered,
         )
         self._refuse_double(config)
         return config

@@ -158,6 +158,7 @@ class EventBus:
         start: Start = "beginning",
         trace_mode: TraceMode = "continue",
         idempotent: float | None = None,
+        ordered: bool = False,
     ) -> Callable[[F], F]:
         """Have a function handle the messages of one or several streams; see :meth:`quantum_bus.EventBus.subscriber`.
 
@@ -177,6 +178,7 @@ class EventBus:
             start=start,
             trace_mode=trace_mode,
             idempotent=idempotent,
+            ordered=ordered,
         )
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None

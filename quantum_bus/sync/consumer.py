@@ -26,10 +26,13 @@ from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusErr
 from quantum_bus.handlers import Handler
 from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
+from quantum_bus.lanes import Lanes
+from quantum_bus.leadership import Leadership
 from quantum_bus.message import Message
 from quantum_bus.outbox import LOST, Letter, Outbox
 from quantum_bus.run import Run, admit
-from quantum_bus.sources import NotOwned, Sources
+from quantum_bus.sources import Key, NotOwned, Sources
+from quantum_bus.succession import Step, Succession
 from quantum_bus.telemetry import Telemetry
 from quantum_bus.upkeep import Upkeep
 
@@ -61,7 +64,10 @@ class Consumer:
         self._telemetry = telemetry
         self._wrap = wrap
         self._sources = Sources(config, name, bus, clock=monotonic)
-        self._inbox = Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+        self._changed = threading.Condition()
+        self._succession: Succession | None = None  # where messages are handled in order
+        self._leadership: Leadership | None = None
+        self._inbox = self._in_order() if config.ordered else self._in_any_order()
         self._outbox = Outbox(
             group=config.group,
             consumer=name,
@@ -69,8 +75,8 @@ class Consumer:
             config=bus,
             clock=monotonic,
             idempotent=config.idempotent,
+            ordered=config.ordered,
         )
-        self._changed = threading.Condition()
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=monotonic)
         self._stopping = threading.Event()
         self._closed = False
@@ -80,6 +86,24 @@ class Consumer:
         self._scheduled = threading.Event()
         self._moving = self._thread("scheduler", self._move)
         self._workers = [self._thread(f"worker {number}", self._work) for number in range(config.concurrency)]
+
+    def _in_any_order(self) -> Inbox | Lanes:
+        config = self.config
+        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+
+    def _in_order(self) -> Inbox | Lanes:
+        config, sources = self.config, self._sources
+
+        def changed() -> None:
+            with self._changed:
+                self._changed.notify_all()
+
+        self._leadership = leads = Leadership(sources.keys, self.name, config.ack_wait, changed=changed)
+        lanes = Lanes(concurrency=config.concurrency, batch=config.batch, term=leads.term, clock=monotonic)
+        self._succession = Succession(
+            config, self._bus, consumer=self.name, sources=sources, lanes=lanes, leadership=leads, clock=monotonic
+        )
+        return lanes
 
     def _thread(self, role: str, target: Callable[[], None]) -> threading.Thread:
         # daemons: a handler that hangs must not keep the process from ending once the bus is stopped
@@ -102,7 +126,9 @@ class Consumer:
 
     def lease(self) -> Lease:
         """What the heartbeat is to keep alive."""
-        return Lease(self.config.group, self.name, self.config.ack_wait, self._inbox.keys, self._not_owned)
+        return Lease(
+            self.config.group, self.name, self.config.ack_wait, self._inbox.keys, self._not_owned, self._leadership
+        )
 
     def stop_reading(self, deadline: float) -> None:
         """Take no new messages, and give up at once what has not been begun; as over asyncio."""
@@ -140,6 +166,12 @@ class Consumer:
         for thread in (self._reading, *self._workers, self._writing):
             if thread.is_alive():
                 thread.join(max(0.0, deadline - monotonic()))
+        with self._changed:
+            parked = self._inbox.drop_waiting()  # meanwhile
+            running = self._inbox.running
+        self._say(self._sources.release([held.key for held in parked]))
+        if self._leadership is not None and not running:  # the lease of a thread that goes on has to run out
+            self._say(self._leadership.resign())
         self._say(self._sources.forget(leaving=True))
         with self._changed:
             return len(self._inbox)
@@ -166,10 +198,9 @@ class Consumer:
                 room = self._await_room()
                 if not room:
                     continue
-                if (command := self._sources.recover(room)) is not None:
-                    self._recover(command)
+                if (step := self._next_step(room)) is None:
                     continue
-                reply = self._reader.execute_one(self._sources.read(room), timeout=self._sources.read_timeout)
+                reply = self._reader.execute_one(step.command, timeout=step.timeout)
                 if isinstance(reply, ConnectionLost):
                     raise reply
             except (ConnectionLost, ConfigurationError) as error:
@@ -185,7 +216,7 @@ class Consumer:
             if backoff.failures:
                 journal.reading_again(self.config)
                 backoff.reset()
-            self._take(self._sources.new(reply))
+            self._answered(step, reply)
 
     def _await_room(self) -> int:
         with self._changed:
@@ -193,26 +224,68 @@ class Consumer:
                 self._changed.wait()
             return 0 if self._stopping.is_set() else room
 
+    def _next_step(self, room: int) -> Step | None:
+        """What to read next; None where something else came first, or this consumer has stood by for a while."""
+        if self._succession is None:
+            if (command := self._sources.recover(room)) is None:
+                return Step(self._sources.read(room), self._sources.read_timeout)
+            self._recover(command)
+            return None
+        if self._succession.tidying():
+            self._tidy()
+        with self._changed:
+            step = self._succession.step(room)
+            told = self._tell(self._succession)
+            if step is None and not told and not self._stopping.is_set():
+                self._changed.wait(self._succession.patience)
+        return step
+
+    def _tell(self, succession: Succession) -> bool:
+        """Log what is new; whether there was anything, and time has passed."""
+        news = list(succession.news())
+        for item in news:
+            journal.leading(item.stream, self.config.group, leads=item.leading, holder=item.holder)
+        if (refusal := succession.refusal()) is not None:
+            journal.read_refused(self.config, refusal)
+        return bool(news)
+
+    def _answered(self, step: Step, reply: Any) -> None:
+        if self._succession is None:
+            self._take(self._sources.new(reply))
+        else:
+            read, taken_over = self._succession.answered(step, reply)
+            self._taken_over(taken_over)
+            self._take(read)
+
+    def _tidy(self) -> None:
+        """Make the groups that could not be made before, forget names: from time to time."""
+        if self._sources.incomplete:
+            self._make_groups(again=True)
+        if commands := self._sources.forget():
+            self._commands.execute(*commands)
+
+    def _taken_over(self, count: int) -> None:
+        journal.recovered(self.config, count)
+        self._telemetry.recovered(self.config.streams[0], self.config.group, count)
+
     def _recover(self, command: streams.Command) -> None:
         """Take over a page of what dead consumers left."""
         reply = self._commands.execute_one(command)
         if isinstance(reply, ConnectionLost):
             raise reply
-        if self._sources.incomplete:
-            self._make_groups(again=True)
-        if commands := self._sources.forget():
-            self._commands.execute(*commands)
+        self._tidy()
         if isinstance(reply, RedisError):
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
             return
         read = self._sources.recovered(reply)
-        taken_over = self._inbox.not_held(read.deliveries)  # its own are among them where its renewals were late
-        journal.recovered(self.config, taken_over)
-        self._telemetry.recovered(self.config.streams[0], self.config.group, taken_over)
+        self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where its renewals were late
         self._take(read)
 
     def _recover_own(self) -> None:
         """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
+        if self._succession is not None:
+            self._succession.look_again()
+            return
         for source in self._sources.names:
             after: str | None = None
             while not self._stopping.is_set():
@@ -230,6 +303,8 @@ class Consumer:
         """The server answered the read with an error."""
         if not backoff.failures:
             journal.read_refused(self.config, error)
+        if self._succession is not None:
+            self._succession.look_again()
         self._stopping.wait(backoff.next())
         if driver.is_no_group(error):
             # FLUSHALL, XGROUP DESTROY or a failover: never at `$`, which would pass by what came meanwhile
@@ -271,12 +346,19 @@ class Consumer:
         """These turned out to be another consumer's, or deleted."""
         with self._changed:
             for key in keys.lost:
-                self._inbox.lose(key)
+                held = self._inbox.lose(key)
+                if held is not None and key not in self._inbox:  # it was not begun: nobody here has acked it meanwhile
+                    self._leads_no_more(key)
             for key in keys.gone:
                 self._inbox.lose(key, gone=True)
             self._changed.notify_all()
         for source, entry_id in keys.gone:
             self._deleted(source, entry_id)
+
+    def _leads_no_more(self, key: Key) -> None:
+        """Something of its stream is another consumer's, who leads, or has led meanwhile."""
+        if self._succession is not None:
+            self._succession.lost(self._sources.stream_of(key[0]))
 
     def _deleted(self, source: str, entry_id: str) -> None:
         stream = self._sources.stream_of(source)
@@ -291,7 +373,7 @@ class Consumer:
                 while (held := None if self._stopping.is_set() else self._inbox.next_run()) is None:
                     if self._stopping.is_set():
                         return
-                    self._changed.wait()
+                    self._changed.wait(self._inbox.pause())
             self._context.copy().run(self._handle, held)
 
     def _begin(self, held: Sequence[Held]) -> None:
@@ -306,7 +388,7 @@ class Consumer:
                 replies = self._commands.execute(*commands)
                 self._not_begun(commands, replies)
                 commands = streams.refused(commands, replies)
-            if self.config.idempotent is None:
+            if self.config.idempotent is None and not self.config.ordered:
                 return  # where Redis did not answer: counted as not begun, should the process die now
             if commands:  # which of them are run is Redis's to say
                 time.sleep(backoff.next())
@@ -323,6 +405,8 @@ class Consumer:
         with self._changed:
             for key in (*lost, *gone):
                 self._inbox.set_aside(key)
+            for key in lost:
+                self._leads_no_more(key)
             skips = [held for key in skipped if (held := self._inbox.set_aside(key)) is not None]
             for key in busy:
                 if (held := self._inbox.postpone(key)) is not None:
@@ -334,6 +418,12 @@ class Consumer:
 
     def _handle(self, given: Sequence[Held]) -> None:
         self._begin(given)
+        if self._succession is not None:
+            with self._changed:
+                begun = [item for item in given if not item.aside]
+                if not self._succession.may_run(begun):
+                    for item in begun:
+                        self._inbox.set_aside(item.key)
         held = [item for item in given if not item.aside]
         if not held:
             with self._changed:
@@ -389,7 +479,9 @@ class Consumer:
             with self._changed:
                 answered = self._outbox.answered(replies)
                 for letter in answered.settled:
-                    self._inbox.release(letter.held)
+                    self._inbox.release(letter.held, letter.again)
+                    if letter.result == LOST and not letter.held.gone and self._succession is not None:
+                        self._succession.lost(letter.held.incoming.stream)
                 self._changed.notify_all()
             journal.outcomes_refused(answered.refused)
             for letter in answered.settled:
