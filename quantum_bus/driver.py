@@ -135,8 +135,10 @@ def is_transient(error: RedisError) -> bool:
 
 
 def is_no_group(error: object) -> bool:
-    """NOGROUP: the stream or its group is not there (any more)."""
-    return isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
+    """NOGROUP: the stream or its group is not there (any more). From a script, 6.2 says it in the midst of its text."""
+    if not isinstance(error, ResponseError):
+        return False
+    return str(error).startswith("NOGROUP") or ("running script" in str(error) and ": NOGROUP " in str(error))
 
 
 def is_busy_group(error: object) -> bool:

@@ -11,9 +11,10 @@ local read = {}
 for i = 2, #KEYS do
   if left > 0 then
     local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', left, 'STREAMS', KEYS[i], '>')
-    if reply then
-      read[#read + 1] = reply[1]
-      left = left - #reply[1][2]
+    if reply and #reply > 0 then
+      local entries = type(reply[1]) == 'table' and reply[1][2] or reply[2] -- fakeredis answers with a map, flattened
+      read[#read + 1] = {KEYS[i], entries}
+      left = left - #entries
     end
   end
 end

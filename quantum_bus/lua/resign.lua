@@ -4,7 +4,7 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
-if type(redis.pcall('SET', KEYS[1], ARGV[1] .. ' (resigned)', 'PX', ARGV[2])) == 'table' then
+if redis.pcall('SET', KEYS[1], ARGV[1] .. ' (resigned)', 'PX', ARGV[2])['err'] then
   redis.call('DEL', KEYS[1]) -- at maxmemory it could not say who has resigned
 end
 return 1

@@ -98,6 +98,8 @@ def test_what_passes_by_itself_is_told_from_what_does_not(error: RedisError, pas
 
 def test_server_errors_are_known_by_their_codes() -> None:
     assert driver.is_no_group(ResponseError("NOGROUP No such key"))
+    in_script = "Error running script (call to f_5a): @user_script:1: NOGROUP No such key 's' or consumer group 'g'"
+    assert driver.is_no_group(ResponseError(in_script)), "as 6.2 puts it"
     assert not driver.is_no_group(ResponseError("ERR NOGROUP"))
     assert not driver.is_no_group("NOGROUP in a reply")
     assert driver.is_no_script(NoScriptError("No matching script."))

@@ -37,7 +37,7 @@ def outbox(clock: Clock) -> Outbox:
 
 def call_of(command: Command) -> tuple[streams.Script, list[Any], list[Any]]:
     """The script that a command calls, its keys and its arguments."""
-    script = next(script for script in streams._SCRIPTS if script.sha == command[1])
+    script = streams._BY_SHA[command[1]]
     first = 3 + int(command[2])
     return script, list(command[3:first]), list(command[first:])
 
