@@ -282,6 +282,26 @@ def test_a_run_that_was_dropped_before_it_began_frees_its_key(clock: Clock, term
     assert inbox.next_run() == [again]
 
 
+def test_what_turns_out_not_to_be_run_frees_its_key_or_waits_with_it(clock: Clock, terms: Terms) -> None:
+    inbox = lanes(clock, terms)
+    skipped, copy, later = message(1, "a"), message(2, "a"), message(3, "a")
+    for item in (skipped, copy, later):
+        inbox.take(item)
+    inbox.next_run()
+    skipped.begin(0.0)
+    assert inbox.set_aside(skipped.key) is skipped
+    inbox.ran([skipped])
+    assert inbox.next_run() == [copy]
+    copy.begin(0.0)
+    assert inbox.postpone(copy.key) is copy
+    inbox.ran([copy])
+    inbox.release(copy, again=1.0)
+    assert inbox.next_run() is None
+    clock.now = 1.0
+    assert inbox.next_run() == [copy]
+    assert (copy.attempt, copy.aside) == (0, False)
+
+
 def test_what_is_settled_while_a_page_of_what_is_pending_is_under_way_is_not_taken_again(
     clock: Clock, terms: Terms
 ) -> None:
