@@ -65,7 +65,7 @@ class Refusals:
         return None
 
 
-_TWO_WORDS: Final = ("CONFIG", "INFO", "XINFO")
+_TWO_WORDS: Final = ("CONFIG", "XINFO")
 _NO_KEY: Final = ("CONFIG", "INFO", "SCAN", "TIME")
 _KEY_AT: Final = {"EVALSHA": 3, "XINFO": 2}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantum_bus.cli import demo, dlq, exporter, run
+from quantum_bus.cli import demo, dlq, doctor, exporter, lag, run
 
 app = typer.Typer(
     help="An event bus on Redis Streams whose every message and log line says which flow it belongs to.",
@@ -35,6 +35,8 @@ def common(
 
 
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 app.command("exporter")(exporter.exporter)
+app.command("lag")(lag.lag)
 app.command("run")(run.run)
 app.add_typer(dlq.app, name="dlq")

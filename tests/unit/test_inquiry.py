@@ -37,6 +37,7 @@ def test_each_asker_gets_its_own_replies_and_a_question_left_out_an_empty_one() 
         (("ZCARD", "s"), Refusal("ZCARD", "s", "no")),
         (("EVALSHA", "abc", 1, "s", "0"), Refusal("EVALSHA", "s", "no")),
         (("CONFIG", "GET", "save"), Refusal("CONFIG GET", "", "no")),
+        (("INFO",), Refusal("INFO", "", "no")),
         (("TIME",), Refusal("TIME", "", "no")),
     ],
 )

@@ -1,11 +1,17 @@
 """docs/operating.md tells what the commands do; here it is held to them."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from quantum_bus import names
+from quantum_bus.checkup import DEFAULT_LIMITS, SAMPLE
+from quantum_bus.cli.doctor import doctor
 from quantum_bus.cli.exporter import exporter
 from quantum_bus.exporter import DEFAULT_INTERVAL, DEFAULT_MAX_GROUPS, DEFAULT_MAX_STREAMS
+from quantum_bus.findings import CHECKS
 from quantum_bus.state import COUNT_LIMIT
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -34,13 +40,24 @@ def test_every_metric_of_a_process_is_in_the_table_of_telemetry() -> None:
     assert sorted(rows(section)) == sorted(METRICS - OF_REDIS)
 
 
+def test_every_check_of_the_doctor_is_in_its_table_in_order() -> None:
+    assert re.findall(r"^\| `([a-z-]+)` \| (?:error|warning|info)", OPERATING, re.MULTILINE) == list(CHECKS)
+
+
+@pytest.mark.parametrize("command", [exporter, doctor])
+def test_every_option_is_documented(command: Callable[..., None]) -> None:
+    options = {name.replace("_", "-") for name in command.__annotations__} - {"return", "url", "debug", "log-level"}
+    for option in options:
+        assert f"--{ {'streams': 'stream', 'groups': 'group', 'as-json': 'json'}.get(option, option) }" in OPERATING
+
+
+def test_limits_of_the_doctor_are_those_that_are_documented() -> None:
+    assert (DEFAULT_LIMITS.dead_after, DEFAULT_LIMITS.forgotten_after, DEFAULT_LIMITS.overdue_after) == (300, 7_200, 60)
+    assert f"The oldest {SAMPLE} of a group" in OPERATING
+    assert f"`--cap` ({DEFAULT_LIMITS.length:,} entries)" in OPERATING
+
+
 def test_defaults_are_those_that_are_documented() -> None:
     assert f"`--interval` ({DEFAULT_INTERVAL:g} s)" in OPERATING
     assert f"`--max-groups N` | {DEFAULT_MAX_STREAMS}, {DEFAULT_MAX_GROUPS} |" in OPERATING
     assert f"{COUNT_LIMIT:,} entries are counted" in OPERATING
-
-
-def test_every_option_of_the_exporter_is_documented() -> None:
-    options = {name.replace("_", "-") for name in exporter.__annotations__} - {"return", "url", "debug", "log-level"}
-    for option in options:
-        assert f"--{option.removesuffix('s') if option == 'streams' else option}" in OPERATING
