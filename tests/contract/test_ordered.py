@@ -53,7 +53,7 @@ def info(caplog: pytest.LogCaptureFixture) -> None:
 async def test_messages_of_one_key_are_handled_in_order_retries_included(
     buses: Buses, redis_client: redis.asyncio.Redis, stream: str
 ) -> None:
-    # Without the lanes, and without parking, keys were handled out of order.
+    # Without parking, keys were handled out of order.
     keys = [random.choice("abcde") for _ in range(100)]
     bus = buses()
     begun: defaultdict[str | None, list[tuple[int, int]]] = defaultdict(list)

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from quantum_bus import Event, names
+from quantum_bus import Event, Message, Retry, names, streams
 from quantum_bus.demo.redis_server import RedisProcess
-from quantum_bus.streams import Keys
+from quantum_bus.streams import Keys, Script
 from tests.contract.conditions import eventually
 from tests.contract.entries import all_acked
 from tests.contract.twins import Buses
+from tests.faults.proxy import Proxy
 from tests.faults.victim import GO, NOTES
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,7 @@ async def two_consumers(consumers: Consumers, client: redis.asyncio.Redis, **opt
 async def test_when_the_leader_is_killed_under_load_the_standby_goes_on_in_order_and_nothing_is_lost(
     buses: Buses, consumers: Consumers, redis_client: redis.asyncio.Redis
 ) -> None:
-    # fails without: what is pending being inherited before anything new is read; the lanes; parking
+    # fails without: what is pending being inherited before anything new is read; parking
     count = 240
     leader, standby = await two_consumers(consumers, redis_client, concurrency=4)
     await publish(buses, count)
@@ -159,3 +160,37 @@ async def test_a_leader_that_was_stopped_past_its_lease_changes_nothing_and_stan
     events = await consumers.logged(leader)
     assert names.EVENT_BUS_LEASE_LOST in events, "its ack was refused"
     assert names.EVENT_BUS_STANDING_BY in events
+
+
+@pytest.mark.parametrize(
+    ("lost", "after"),
+    [(streams.FETCH, 2), (streams.INHERIT, 1), (streams.PARK, 1)],
+    ids=["fetch", "inherit", "park"],
+)
+async def test_a_lost_reply_leaves_nothing_behind_and_keeps_the_order(
+    buses: Buses, redis_client: redis.asyncio.Redis, proxy: Proxy, lost: Script, after: int
+) -> None:
+    # fails without (fetch): what is pending being looked through again before anything new is read
+    begun: defaultdict[str | None, list[int]] = defaultdict(list)
+    bus = buses(url=proxy.url)
+
+    @bus.subscriber("s", ordered=True, ack_wait=2.0, retry=Retry(initial=0.01, jitter="none"))
+    async def handle(message: Message) -> None:
+        begun[message.key].append(message.data["n"])
+        if message.data["n"] % 5 == 0 and message.attempt == 1:
+            raise ValueError("not yet")
+
+    await redis_client.script_load(lost.text)
+    proxy.lose_reply(f"EVALSHA {lost.sha}", count=3, after=after)
+    items = [Event({"n": number}, key=KEYS[number % len(KEYS)]) for number in range(60)]
+    await buses().publish_many("s", items[:12])
+    await redis_client.xgroup_create("s", "svc", "0")
+    await redis_client.xreadgroup("svc", "gone", {"s": ">"})
+    async with bus:
+        for start in range(12, 60, 12):
+            await buses().publish_many("s", items[start : start + 12])
+            await eventually(lambda: all_acked(redis_client, "s"))
+    assert proxy.lost[f"EVALSHA {lost.sha}"] >= 1
+    for numbers in begun.values():
+        assert numbers == sorted(numbers)
+    assert sorted({number for numbers in begun.values() for number in numbers}) == list(range(60))

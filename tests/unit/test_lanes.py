@@ -79,7 +79,7 @@ def test_of_one_key_one_message_runs_at_a_time_in_order_beside_other_keys(clock:
 
 
 def test_the_next_of_a_key_waits_until_redis_has_the_outcome_of_the_one_before(clock: Clock, terms: Terms) -> None:
-    # Without it a process that died between two handlers ran the first one again behind the second.
+    # else a process that dies between the two would leave the first to be run again behind the second
     inbox = lanes(clock, terms)
     first, second = message(1, "a"), message(2, "a")
     inbox.take(first)
