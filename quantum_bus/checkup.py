@@ -19,8 +19,15 @@ from .streams import Command, Keys, side_key
 # Pending entries of a group that are looked for in their stream: the oldest.
 SAMPLE: Final = 100
 
-_TYPES: Final = {"dead": "stream", "completed": "stream", "delayed_due": "zset", "delayed_copies": "hash"}
-_GROUP_TYPES: Final = {"retry": "stream", "due": "zset", "copies": "hash"}
+_TYPES: Final = {
+    "dead": "stream",
+    "completed": "stream",
+    "delayed_due": "zset",
+    "delayed_copies": "hash",
+    "notes": "hash",
+    "marks": "zset",
+}
+_GROUP_TYPES: Final = {"retry": "stream", "due": "zset", "copies": "hash", "lease": "string"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,7 +264,7 @@ def dead_letters(facts: Facts) -> Iterator[Finding]:
 
 
 def long_streams(facts: Facts) -> Iterator[Finding]:
-    """Streams that nothing trims."""
+    """Streams that are not trimmed, or cannot be."""
     for stream in facts.state.streams:
         if stream.length is not None and stream.length > facts.limits.length:
             means, commands = _why_long(stream)
@@ -272,7 +272,7 @@ def long_streams(facts: Facts) -> Iterator[Finding]:
                 Severity.WARNING,
                 "long-streams",
                 stream.name,
-                f"{stream.length:,} entries: nothing trims it. {means}",
+                f"{stream.length:,} entries. {means}",
                 commands,
             )
 
@@ -289,10 +289,9 @@ def _why_long(stream: StreamState) -> tuple[str, list[str]]:
     low, holder = min(known)
     if low <= stream.first_id:
         return f"The group {holder} holds trimming back: it has handled nothing of it", []
-    return (
-        f"Every group has handled what comes before {id_text(low)}, where {holder} stands",
-        [_cli("XTRIM", stream.name, "MINID", id_text(low))],
-    )
+    handled = f"Every group has handled what comes before {id_text(low)}, where {holder} stands"
+    trim = _cli("XTRIM", stream.name, "MINID", id_text(low))
+    return f"{handled}; a consumer that runs frees it, but for the newest `keep`", [trim]
 
 
 def _low_water(group: GroupState) -> EntryId | None:

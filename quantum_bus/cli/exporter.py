@@ -87,6 +87,9 @@ def exporter(
             from quantum_bus.scraping import serve
 
             server = serve(*address, source.gauges)
+        except ImportError as error:
+            missing = f"--listen needs prometheus-client ({error}); install it: pip install 'quantum-bus[cli]'"
+            fail(f"exporter: {missing}", EXIT_FAILED, error=error if debug else None)
         except OSError as error:
             fail(f"exporter: cannot listen on {listen}: {error}", EXIT_FAILED, error=error if debug else None)
     log.info(

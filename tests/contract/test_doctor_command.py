@@ -84,6 +84,8 @@ def test_what_is_wrong_with_messages_is_found(client: redis.Redis, own_redis: Re
     client.zadd("{orders}:due", {"a": now_ms(client, 10)})
     client.xadd(keys.dead, {"n": 1})
     client.set(keys.completed, "text")
+    client.set(keys.lease, "somebody")
+    client.set(keys.notes, "text")
     client.hset("{orders}:scheduled", "a", "b")
 
     # a consumer counts as dead after no time at all here: Redis lets nobody set the time it was last seen
@@ -100,6 +102,7 @@ def test_what_is_wrong_with_messages_is_found(client: redis.Redis, own_redis: Re
         ("overdue", "orders / pay", "error"),
         ("retry-without-group", "orders / pay", "warning"),
         ("wrong-types", "{orders}:completed", "error"),
+        ("wrong-types", "{orders}:upkeep", "error"),
     ]
     without_name = doctor(own_redis.url, "--dead-after=0s", "--cap=2", code=1)
     assert [finding for finding in without_name if finding[0] != "missing-groups"] == [

@@ -135,3 +135,19 @@ def test_without_its_extra_it_says_in_one_line_what_to_install(missing: str) -> 
     assert shown.stderr.splitlines() == [
         "quantum-bus: the command line needs its extra; install it: pip install 'quantum-bus[cli]'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("missing", "option", "says"),
+    [
+        ("prometheus_client", "--listen=127.0.0.1:0", "--listen needs prometheus-client"),
+        ("opentelemetry.sdk", "--otlp=http://127.0.0.1:1", "pip install 'quantum-bus[otel]'"),
+    ],
+)
+def test_no_command_needs_what_only_the_exporter_sends_with(missing: str, option: str, says: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from quantum_bus.cli import main; main()"
+    assert run("--help", program=program).returncode == 0
+    shown = run("exporter", "--url=redis://127.0.0.1:1/0", option, program=program)
+    assert shown.returncode in (1, 2)
+    assert len(shown.stderr.splitlines()) == 1
+    assert says in shown.stderr
