@@ -180,6 +180,21 @@ def test_a_redis_that_dies_leaves_no_old_figure_and_is_found_again(
     assert exporter.events.count(names.EVENT_BUS_CONNECTION_LOST) == 1
 
 
+def test_a_redis_that_hangs_is_away_once_it_has_not_answered_in_time(
+    own_redis: RedisProcess, export: Callable[..., ExporterProcess]
+) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        fill(client)
+    exporter = export(f"--url={own_redis.url}")
+    exporter.eventually(lambda seen: f"{LAG}/orders/pay" in seen)
+    own_redis.suspend()
+    away = exporter.eventually(lambda seen: seen[UP] == 0)
+    assert set(away) == {UP, prometheus(names.METRIC_EXPORTER_LAST_SUCCESS, "s")}
+    own_redis.resume()
+    assert exporter.eventually(lambda seen: seen[UP] == 1)[f"{LAG}/orders/pay"] == 3
+    assert exporter.end() == (0, "")
+
+
 def test_it_starts_without_a_redis_and_waits_for_one(
     own_redis: RedisProcess, export: Callable[..., ExporterProcess]
 ) -> None:
