@@ -124,6 +124,12 @@ class Scenario:
     def consumer(self, url: str | None = None, **options: Any) -> Worker:
         return self._start("consumer", url, {**CONSUMER, **options})
 
+    def restless(self, rounds: int, lanes: int) -> Worker:
+        """Consumers that do not stay."""
+        return self._start(
+            "restless", None, {**CONSUMER, "rounds": rounds, "lanes": lanes, "seed": self.random.getrandbits(32)}
+        )
+
     def _start(self, role: str, url: str | None, options: dict[str, Any]) -> Worker:
         name = f"{role}-{len(self.workers)}"
         history, log = self.folder / f"{name}.jsonl", self.folder / f"{name}.log"

@@ -131,3 +131,16 @@ async def test_what_kills_its_process_each_time_is_dead_lettered_under_load(load
     await load.until(supervised, "everything is handled or dead-lettered")
     verdict = await load.over()
     assert verdict.figures["cut off"] >= 3
+
+
+async def test_reads_may_be_cancelled_ten_thousand_times(load: Scenario) -> None:
+    """Consumers are started and cancelled, or stopped with no time to drain, all the time; one stays."""
+    lanes, cancelled = 4, load.form.of(200, 10_000, 100_000)
+    await load.begin(consumers=1, pause=0.05)
+    with load.fault("reads are cancelled"):
+        for _ in range(2):
+            load.restless(cancelled // 2 // lanes, lanes)
+        await load.until(lambda: not load.of("restless"), "all are cancelled", timeout=900.0)
+    assert load.count("round") == cancelled
+    await load.progress()
+    await load.over()

@@ -228,11 +228,80 @@ def consume(twin: str, url: str, recorder: Recorder, options: Options) -> None:
         threads_bus.run()
 
 
+def restless(twin: str, url: str, recorder: Recorder, options: Options) -> None:
+    """Consumers that are started, and cancelled or stopped a moment later, `rounds` times on each of `lanes`."""
+    rounds, lanes = options.pop("rounds"), options.pop("lanes")
+    handling = Handling(recorder)
+    dice = random.Random(options.pop("seed"))
+    stream = options.pop("stream")
+    bus_options = {name: options.pop(name) for name in ("block", "reply_timeout", "backoff_maximum") if name in options}
+    options["retry"] = Retry(**options.pop("retry", {}))
+
+    async def lane() -> None:
+        for _ in range(rounds):
+            bus = EventBus(url, service="consumer", **bus_options)
+
+            @bus.subscriber(stream, **options)
+            async def handle(message: Message) -> None:
+                for seconds in handling.steps(message):
+                    await asyncio.sleep(seconds)
+
+            pause = dice.uniform(0.0, 0.01)
+            if dice.random() < 0.5:
+                await _cancelled(bus, pause)
+            else:
+                await bus.start()
+                await asyncio.sleep(pause)
+                await bus.stop(0.0)
+            recorder.write("round")
+
+    def lane_in_thread() -> None:
+        for _ in range(rounds):
+            bus = quantum_bus.sync.EventBus(url, service="consumer", **bus_options)
+
+            @bus.subscriber(stream, **options)
+            def handle(message: Message) -> None:
+                for seconds in handling.steps(message):
+                    time.sleep(seconds)
+
+            bus.start()
+            time.sleep(dice.uniform(0.0, 0.01))
+            bus.stop(0.0)
+            recorder.write("round")
+
+    async def all_lanes() -> None:
+        await asyncio.gather(*(lane() for _ in range(lanes)))
+
+    if twin == ASYNCIO:
+        asyncio.run(all_lanes())
+        return
+    threads = [threading.Thread(target=lane_in_thread) for _ in range(lanes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+async def _cancelled(bus: EventBus, pause: float) -> None:
+    """Cancel it wherever it is: it may be starting, reading, handling, settling."""
+
+    async def run() -> None:
+        async with bus:
+            await asyncio.sleep(3600)
+
+    running = asyncio.create_task(run())
+    await asyncio.sleep(pause)
+    running.cancel()
+    await asyncio.wait([running])
+
+
 def main(role: str, twin: str, url: str, history: str, options: Options) -> None:
     setup_json_logging(role, "INFO")
     recorder = Recorder(Path(history))
     if role == "consumer":
         consume(twin, url, recorder, options)
+    elif role == "restless":
+        restless(twin, url, recorder, options)
     elif twin == ASYNCIO:
         asyncio.run(publish_asyncio(url, Publisher(recorder, options)))
     else:
