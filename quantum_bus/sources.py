@@ -114,9 +114,9 @@ class Sources:
     # --- reading ---------------------------------------------------------------------------------
 
     def read(self, room: int) -> Command:
-        """A blocking read of everything; between two pages of a recovery it hardly blocks."""
+        """A blocking read of everything; between two pages of a recovery it does not block."""
         self._may_recover = True
-        block_ms = 1 if self._looking else max(1, int(self._block * 1000))
+        block_ms = 0 if self._looking else max(1, int(self._block * 1000))
         return streams.read_new(self._group, self._consumer, self.names, count=room, block_ms=block_ms)
 
     def new(self, reply: Any) -> Read:

@@ -221,9 +221,13 @@ def parse_groups(reply: Any) -> Sequence[str]:
 
 
 def read_new(group: str, consumer: str, sources: Sequence[str], *, count: int, block_ms: int) -> Command:
-    """XREADGROUP for entries that no consumer has had; at most ``count`` of each stream, after ``block_ms`` nil."""
+    """XREADGROUP for entries that no consumer has had; at most ``count`` of each stream, after ``block_ms`` nil.
+
+    With 0 nil at once: a server that has nothing else to do looks only ten times a second whom it has blocked for long.
+    """
     ids = (NEXT_ENTRY,) * len(sources)
-    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *sources, *ids)
+    block = ("BLOCK", block_ms) if block_ms else ()
+    return ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block, "STREAMS", *sources, *ids)
 
 
 def wait_behind(last: Mapping[str, str], *, block_ms: int) -> Command:

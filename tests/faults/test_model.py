@@ -6,8 +6,7 @@ what the others hold, which are then as good as processes that were stopped, and
 
 After each step every message that was acknowledged is, for each group, in exactly one place, and in the one where the
 model has it. To teach it a new act: a method that carries it out and moves the message in `self.places`, and a weight
-in `act`. One that removes entries from the stream (trimming) moves nothing: it may only take what every group has
-`ACKED`, and those entries are not looked for in the stream.
+in `act`. Trimming moves nothing: what it takes from the stream each group has handled, scheduled or dead-lettered.
 """
 
 from __future__ import annotations
@@ -118,6 +117,7 @@ class Model(RuleBasedStateMachine):
         self.runs: dict[Ref, int] = {}
         self.delayed: set[str] = set()
         self.consumers: list[Consumer] = []
+        self.trimmed = 0
         self.numbers = itertools.count(1)
 
     def teardown(self) -> None:
@@ -132,7 +132,7 @@ class Model(RuleBasedStateMachine):
 
     @initialize()
     def groups(self) -> None:
-        self.do(("FLUSHALL",))
+        self.do(("FLUSHALL",), ("CONFIG", "SET", "stream-node-max-entries", 1))  # what can be trimmed, is
         for group in GROUPS:
             for key in (STREAM, Keys.of(STREAM, group).retry):
                 self.do(streams.create_group(key, group, streams.FIRST_ENTRY))
@@ -156,6 +156,8 @@ class Model(RuleBasedStateMachine):
             self.read: 3,
             self.make_due: 2,
             self.keep: any(one.held for one in self.consumers),
+            self.work_off: 1,
+            self.trim: 2,
             self.recover_own: 1,
             self.publish: 2,
             self.publish_with_care: 1,
@@ -213,13 +215,14 @@ class Model(RuleBasedStateMachine):
     def start(self, data: st.DataObject) -> None:
         self.start_in(data.draw(st.sampled_from(GROUPS)))
 
-    def start_in(self, group: str) -> None:
+    def start_in(self, group: str) -> Consumer:
         clock, name = Clock(), f"c{next(self.numbers)}"
         sources = Sources(
             SubscriberConfig(streams=(STREAM,), group=group, ack_wait=0.0001), name, self.config, clock=clock
         )
         outbox = Outbox(group=group, consumer=name, keys=sources.keys, config=self.config, clock=clock)
         self.consumers.append(Consumer(group, name, clock, sources, outbox))
+        return self.consumers[-1]
 
     def crash(self, data: st.DataObject) -> None:
         """It is never heard of again; what it held stays where it is."""
@@ -247,9 +250,15 @@ class Model(RuleBasedStateMachine):
 
     def read(self, data: st.DataObject) -> None:
         """Where the reply is lost, the consumer does not know of it."""
-        consumer, room, lost = self.one(data), data.draw(st.integers(1, 6)), data.draw(st.booleans())
+        self.reads(self.one(data), data.draw(st.integers(1, 6)), lost=data.draw(st.booleans()))
+
+    def reads(self, consumer: Consumer, room: int, *, lost: bool = False) -> None:
         expected = sum(min(room, self.waiting(consumer.group, place)) for place in (UNDELIVERED, RETRYING))
-        (reply,) = self.do(consumer.sources.read(room))
+        command = consumer.sources.read(room)
+        if "BLOCK" in command:  # where there is nothing to read, a run would mostly wait
+            at = command.index("BLOCK")
+            command = (*command[:at], *command[at + 2 :])
+        (reply,) = self.do(command)
         found = consumer.sources.new(reply)
         assert not found.deleted
         assert len(found.deliveries) == expected
@@ -278,7 +287,9 @@ class Model(RuleBasedStateMachine):
 
     def take_over(self, data: st.DataObject) -> None:
         """A whole round, page by page: it comes by everything that is pending, however small a page."""
-        consumer, room = self.one(data), data.draw(st.integers(1, 3))
+        self.takes_over(self.one(data), data.draw(st.integers(1, 3)))
+
+    def takes_over(self, consumer: Consumer, room: int) -> None:
         consumer.clock.now += 10.0
         found: list[Ref] = []
         for _ in range(1000):
@@ -302,6 +313,13 @@ class Model(RuleBasedStateMachine):
         assert replies[0][0] == len(due)
         for ref in due:
             self.places[ref] = RETRYING
+
+    def trim(self, data: st.DataObject) -> None:
+        keys = Keys.of(STREAM, GROUPS[0])
+        keep = data.draw(st.sampled_from([0, 0, 3]))
+        ((freed, _, left, _),) = self.do(streams.UPKEEP.call([STREAM, keys.notes, keys.marks], keep, 1, 10, 5, 100))
+        self.trimmed += freed
+        assert left >= keep or not freed
 
     # --- handling --------------------------------------------------------------------------------
 
@@ -328,11 +346,14 @@ class Model(RuleBasedStateMachine):
 
     def settle(self, data: st.DataObject) -> None:
         consumer = self.one(data, holding=True)
-        self.settles(data, consumer, data.draw(st.sampled_from(sorted(consumer.held))))
+        self.settles(consumer, data.draw(st.sampled_from(sorted(consumer.held))), *self.ending(data))
 
     def settle_late(self, data: st.DataObject) -> None:
         """What another one has taken over, or has settled already."""
-        self.settles(data, *data.draw(st.sampled_from(self.taken_over())))
+        self.settles(*data.draw(st.sampled_from(self.taken_over())), *self.ending(data))
+
+    def ending(self, data: st.DataObject) -> tuple[str, bool]:
+        return data.draw(st.sampled_from(sorted(OUTCOMES)), label="outcome"), data.draw(st.booleans(), label="lost")
 
     def taken_over(self) -> list[tuple[Consumer, tuple[str, str]]]:
         """What consumers hold and do not own any more."""
@@ -343,9 +364,17 @@ class Model(RuleBasedStateMachine):
             if not self.owns(consumer, held)
         ]
 
-    def settles(self, data: st.DataObject, consumer: Consumer, key: tuple[str, str]) -> None:
+    def work_off(self, data: st.DataObject) -> None:
+        """Somebody handles all that is there, so that it can be trimmed."""
+        for group in GROUPS:
+            consumer = next((one for one in self.consumers if one.group == group), None) or self.start_in(group)
+            self.takes_over(consumer, 3)
+            self.reads(consumer, 100)
+            for key in [key for key, held in consumer.held.items() if self.owns(consumer, held)]:
+                self.settles(consumer, key, "ack")
+
+    def settles(self, consumer: Consumer, key: tuple[str, str], kind: str, lost: bool = False) -> None:
         """Where the reply is lost, the outcome is written again, and counts once."""
-        kind, lost = data.draw(st.sampled_from(sorted(OUTCOMES)), label="outcome"), data.draw(st.booleans())
         held = consumer.held.pop(key)
         owned = self.owns(consumer, held)
         consumer.outbox.post(held, OUTCOMES[kind])
@@ -403,7 +432,10 @@ class Model(RuleBasedStateMachine):
             by_name = {info[1].decode(): dict(zip(info[::2], info[1::2], strict=True)) for info in infos}
             last = by_name[group][b"last-delivered-id"]
             original = {entry_id: entry_id if source == STREAM else _original(fields) for entry_id, fields in entries}
-            yield from ((original[row[0]].decode(), PENDING) for row in rows)
+            for entry_id, owner, *_ in rows:
+                ref = (group, original[entry_id].decode())
+                assert self.owners.get(ref) == (source, entry_id.decode(), owner.decode())
+                yield ref[1], PENDING
             yield from ((original[one].decode(), place) for one in original if _order(one) > _order(last))
         due, copies = self.do(("ZRANGE", keys.due, 0, -1), ("HGETALL", keys.copies))
         by_id = dict(zip(copies[::2], copies[1::2], strict=True))

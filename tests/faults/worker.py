@@ -46,6 +46,8 @@ WORK = 0.3
 """Seconds that `work` takes."""
 DELAYED = 0.1
 """The share of messages that are published with a delay."""
+LONGEST_STAY = 0.01
+"""Seconds after which a restless consumer has gone."""
 SPARE = 0.2
 """Seconds that a publisher waits after a refusal: it is not to fill its history with them."""
 
@@ -203,74 +205,58 @@ class Handling:
         self._recorder.ended(run, RETURN)
 
 
-def consume(twin: str, url: str, recorder: Recorder, options: Options) -> None:
-    handling = Handling(recorder)
-    stream = options.pop("stream")
-    bus_options = {name: options.pop(name) for name in ("block", "reply_timeout", "backoff_maximum") if name in options}
-    options["retry"] = Retry(**options.pop("retry", {}))
+def consumer_on(twin: str, url: str, handling: Handling, options: Options) -> Any:
+    """A bus with its subscriber, not started."""
+    own = dict(options)
+    stream, retry = own.pop("stream"), Retry(**own.pop("retry", {}))
+    of_bus = {name: own.pop(name) for name in ("block", "reply_timeout", "backoff_maximum") if name in own}
     if twin == ASYNCIO:
-        bus = EventBus(url, service="consumer", **bus_options)
+        bus = EventBus(url, service="consumer", **of_bus)
 
-        @bus.subscriber(stream, **options)
+        @bus.subscriber(stream, retry=retry, **own)
         async def handle(message: Message) -> None:
             for seconds in handling.steps(message):
                 await asyncio.sleep(seconds)
 
+        return bus
+    threads_bus = quantum_bus.sync.EventBus(url, service="consumer", **of_bus)
+
+    @threads_bus.subscriber(stream, retry=retry, **own)
+    def handle_in_thread(message: Message) -> None:
+        for seconds in handling.steps(message):
+            time.sleep(seconds)
+
+    return threads_bus
+
+
+def consume(twin: str, url: str, recorder: Recorder, options: Options) -> None:
+    bus = consumer_on(twin, url, Handling(recorder), options)
+    if twin == ASYNCIO:
         asyncio.run(bus.run())
     else:
-        threads_bus = quantum_bus.sync.EventBus(url, service="consumer", **bus_options)
-
-        @threads_bus.subscriber(stream, **options)
-        def handle_in_thread(message: Message) -> None:
-            for seconds in handling.steps(message):
-                time.sleep(seconds)
-
-        threads_bus.run()
+        bus.run()
 
 
 def restless(twin: str, url: str, recorder: Recorder, options: Options) -> None:
     """Consumers that are started, and cancelled or stopped a moment later, `rounds` times on each of `lanes`."""
-    rounds, lanes = options.pop("rounds"), options.pop("lanes")
+    rounds, lanes, dice = options.pop("rounds"), options.pop("lanes"), random.Random(options.pop("seed"))
     handling = Handling(recorder)
-    dice = random.Random(options.pop("seed"))
-    stream = options.pop("stream")
-    bus_options = {name: options.pop(name) for name in ("block", "reply_timeout", "backoff_maximum") if name in options}
-    options["retry"] = Retry(**options.pop("retry", {}))
 
     async def lane() -> None:
         for _ in range(rounds):
-            bus = EventBus(url, service="consumer", **bus_options)
-
-            @bus.subscriber(stream, **options)
-            async def handle(message: Message) -> None:
-                for seconds in handling.steps(message):
-                    await asyncio.sleep(seconds)
-
-            pause = dice.uniform(0.0, 0.01)
-            if dice.random() < 0.5:
-                await _cancelled(bus, pause)
-            else:
-                await bus.start()
-                await asyncio.sleep(pause)
-                await bus.stop(0.0)
-            recorder.write("round")
-
-    def lane_in_thread() -> None:
-        for _ in range(rounds):
-            bus = quantum_bus.sync.EventBus(url, service="consumer", **bus_options)
-
-            @bus.subscriber(stream, **options)
-            def handle(message: Message) -> None:
-                for seconds in handling.steps(message):
-                    time.sleep(seconds)
-
-            bus.start()
-            time.sleep(dice.uniform(0.0, 0.01))
-            bus.stop(0.0)
+            await stopped_early(consumer_on(twin, url, handling, options), dice)
             recorder.write("round")
 
     async def all_lanes() -> None:
         await asyncio.gather(*(lane() for _ in range(lanes)))
+
+    def lane_in_thread() -> None:
+        for _ in range(rounds):
+            bus = consumer_on(twin, url, handling, options)
+            bus.start()
+            time.sleep(dice.uniform(0.0, LONGEST_STAY))
+            bus.stop(0.0)
+            recorder.write("round")
 
     if twin == ASYNCIO:
         asyncio.run(all_lanes())
@@ -282,17 +268,23 @@ def restless(twin: str, url: str, recorder: Recorder, options: Options) -> None:
         thread.join()
 
 
-async def _cancelled(bus: EventBus, pause: float) -> None:
-    """Cancel it wherever it is: it may be starting, reading, handling, settling."""
+async def stopped_early(bus: EventBus, dice: random.Random) -> None:
+    """Cancelled wherever it is, starting, reading, handling, settling; or stopped with no time to drain."""
 
     async def run() -> None:
         async with bus:
             await asyncio.sleep(3600)
 
-    running = asyncio.create_task(run())
-    await asyncio.sleep(pause)
-    running.cancel()
-    await asyncio.wait([running])
+    stay = dice.uniform(0.0, LONGEST_STAY)
+    if dice.random() < 0.5:
+        running = asyncio.create_task(run())
+        await asyncio.sleep(stay)
+        running.cancel()
+        await asyncio.wait([running])
+    else:
+        await bus.start()
+        await asyncio.sleep(stay)
+        await bus.stop(0.0)
 
 
 def main(role: str, twin: str, url: str, history: str, options: Options) -> None:

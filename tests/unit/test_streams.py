@@ -58,6 +58,7 @@ def test_commands_read_as_redis_wants_them() -> None:
     assert streams.read_new("g", "c", ["s", "t"], count=5, block_ms=100) == (
         "XREADGROUP", "GROUP", "g", "c", "COUNT", 5, "BLOCK", 100, "STREAMS", "s", "t", ">", ">",
     )  # fmt: skip
+    assert "BLOCK" not in streams.read_new("g", "c", ["s", "t"], count=5, block_ms=0), "where 0 would block for ever"
 
 
 def test_all_keys_of_a_stream_stand_in_its_slot_and_a_groups_own_bear_its_name() -> None:
