@@ -4,6 +4,8 @@ A comment in a test names the protection that it was seen to fail without.
 """
 
 import asyncio
+import itertools
+import json
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from quantum_bus.leadership import Leadership
 from quantum_bus.streams import Keys, Script
 from tests.contract.conditions import Gate, eventually, pause
 from tests.contract.entries import all_acked, pending, scheduled, stored
+from tests.contract.recording import Recorder
 from tests.contract.twins import Buses, settled
 
 AT_ONCE = Retry(initial=0.02, jitter="none", multiplier=1.0)
@@ -194,6 +197,59 @@ async def test_a_batch_holds_one_message_of_each_key(
         runs = [number for batch in batches for its, number in batch if its == key]
         assert runs == sorted(runs)
     assert any(len(batch) > 1 for batch in batches)
+
+
+async def test_a_parked_retry_is_told_as_any_other_in_spans_metrics_and_completion_records(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str
+) -> None:
+    recorder = Recorder()
+    bus = buses(**recorder.options)
+
+    @bus.subscriber(stream, ordered=True, retry=AT_ONCE)
+    async def handle(message: Message) -> None:
+        if message.attempt < 3:
+            raise KeyError("not yet")
+
+    [message_id] = await sent(buses, stream, "a")
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+    runs = recorder.named(f"process {stream}")
+    assert [(span.attributes or {})[names.ATTR_OUTCOME] for span in runs] == ["retry", "retry", "ack"]
+    for before, after in itertools.pairwise(runs):
+        assert before.context in [link.context for link in after.links]
+    assert recorder.value(names.METRIC_RETRIES, error__type="KeyError") == 2
+    records = [
+        json.loads(value)
+        for entry in await stored(redis_client, f"{{{stream}}}:completed")
+        for name, value in entry.pairs
+        if name == message_id
+    ]
+    assert [(record["outcome"], record["attempt"]) for record in records] == [("retry", 1), ("retry", 2), ("ack", 3)]
+    recorder.close()
+
+
+async def test_with_idempotent_a_copy_is_skipped_in_its_place(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str
+) -> None:
+    # Without parking what waits for another entry under its id, the copy under key b was scheduled, and lost its place.
+    bus = buses()
+    runs: list[tuple[int, int]] = []
+
+    @bus.subscriber(stream, ordered=True, idempotent=60.0, retry=AT_ONCE)
+    async def handle(message: Message) -> None:
+        runs.append((message.data["n"], message.attempt))
+        if message.data["n"] == 0:
+            await pause(0.05)
+            if message.attempt == 1:
+                raise ValueError("not yet")
+
+    copies = [("a", "same"), ("a", "same"), ("b", "same"), ("a", None), ("b", None)]
+    items = [Event({"n": number}, key=key, message_id=its) for number, (key, its) in enumerate(copies)]
+    await buses().publish_many(stream, items)
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+        assert await scheduled(redis_client, stream) == []
+    assert runs == [(0, 1), (0, 2), (3, 1), (4, 1)]
 
 
 async def test_each_stream_of_a_subscriber_has_its_own_order(
