@@ -1,7 +1,7 @@
 """An event bus on Redis Streams whose every message and log line says which flow it belongs to."""
 
 from .bus import EventBus
-from .config import Retry
+from .config import Breaker, Retry
 from .envelope import Event
 from .errors import (
     BackPressure,
@@ -39,6 +39,7 @@ from .receipt import Receipt
 
 __all__ = [
     "BackPressure",
+    "Breaker",
     "BusClosed",
     "ConfigurationError",
     "ConnectionLost",

@@ -24,10 +24,12 @@ from .backoff import Backoff
 from .blocking_link import Link as BlockingLink
 from .config import (
     STOP_SIGNALS,
+    Breaker,
     BusConfig,
     Retry,
     Start,
     State,
+    SubscriberConfig,
     TraceMode,
     check_replicas,
     check_stream,
@@ -146,6 +148,7 @@ class EventBus:
         self._providers = (tracer_provider, meter_provider)
         self._subscriptions = Subscriptions(self.config, threads=False)
         self._consumers: list[Consumer] = []
+        self._paused: set[SubscriberConfig] = set()
         self._state = State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
@@ -184,6 +187,7 @@ class EventBus:
         start: Start = "beginning",
         trace_mode: TraceMode = "continue",
         idempotent: float | None = None,
+        breaker: Breaker | None = None,
         ordered: bool = False,
     ) -> Callable[[F], F]:
         """Have a function handle the messages of one or several streams.
@@ -206,6 +210,7 @@ class EventBus:
             idempotent: seconds for which the group remembers each ``message_id`` that it has handled, for each stream:
                 another entry under one of them is acknowledged and counted, not handled; while one is being handled,
                 or waits for its next attempt, another waits. None remembers nothing.
+            breaker: when to stop for an outage of what the handler needs, as ``Breaker()``; None: never.
             ordered: messages of one key are handled one after the other in the stream's order, retries included, by one
                 consumer of the group at a time; the others stand by, and take over within ``ack_wait``. To be given to
                 all of the group. See "Order" in the guarantees.
@@ -228,6 +233,7 @@ class EventBus:
             start=start,
             trace_mode=trace_mode,
             idempotent=idempotent,
+            breaker=breaker,
             ordered=ordered,
         )
         frame = inspect.currentframe()
@@ -238,6 +244,33 @@ class EventBus:
             return function
 
         return decorate
+
+    def pause(self, *streams: str) -> None:
+        """Take no more messages of these streams, without the bus's prefix, or of all, until :meth:`resume`.
+
+        Handlers that run go on to their end; what was only prefetched is given up at once, for other consumers. An
+        ordered subscriber keeps what it holds, and its lead. May be called before the start. Publishing goes on.
+
+        Raises:
+            ConfigurationError: this bus has no subscriber for one of the streams.
+        """
+        for config in self._subscriptions.named(streams):
+            self._paused.add(config)
+            for consumer in self._consumers:
+                if consumer.config is config:
+                    consumer.pause()
+
+    def resume(self, *streams: str) -> None:
+        """Go on after :meth:`pause`, with these streams or with all. A circuit breaker that is open stays open.
+
+        Raises:
+            ConfigurationError: this bus has no subscriber for one of the streams.
+        """
+        for config in self._subscriptions.named(streams):
+            self._paused.discard(config)
+            for consumer in self._consumers:
+                if consumer.config is config:
+                    consumer.resume()
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -436,6 +469,8 @@ class EventBus:
                     threads=self._threads,
                 )
                 self._consumers.append(consumer)
+                if config in self._paused:
+                    consumer.pause()
                 await consumer.prepare()
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()

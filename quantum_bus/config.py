@@ -70,6 +70,12 @@ def _encodable(name: str, text: str) -> None:
         raise ConfigurationError(f"{name}={text!a}: give text that UTF-8 can carry, without lone surrogates") from error
 
 
+def _error_types(name: str, types: ErrorTypes) -> None:
+    listed = types if isinstance(types, tuple) else (types,)
+    if not all(isinstance(t, type) and issubclass(t, BaseException) for t in listed):
+        raise ConfigurationError(f"{name}={types!r}: give an exception class or a tuple of them")
+
+
 _SECRET_OPTION: Final = re.compile("pass|pwd|secret|token|auth|cred", re.IGNORECASE)
 
 
@@ -146,10 +152,48 @@ class Retry:
             raise ConfigurationError(f"multiplier={self.multiplier!r}: give a finite number of 1 or more")
         if self.jitter not in ("full", "none"):
             raise ConfigurationError(f"jitter={self.jitter!r}: give 'full' or 'none'")
-        for option, types in (("retry_on", self.retry_on), ("give_up_on", self.give_up_on)):
-            listed = types if isinstance(types, tuple) else (types,)
-            if not all(isinstance(t, type) and issubclass(t, BaseException) for t in listed):
-                raise ConfigurationError(f"{option}={types!r}: give an exception class or a tuple of them")
+        _error_types("retry_on", self.retry_on)
+        _error_types("give_up_on", self.give_up_on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """When a subscriber stops for an outage of what its handlers need, instead of using up its messages' attempts.
+
+    Where in the last ``window`` seconds at least ``minimum`` runs ended and the share ``failure_rate`` of them failed,
+    the subscriber takes no message for ``pause`` seconds. Then it runs one, as a probe: if that works it goes on; if it
+    fails it pauses again, twice as long each time. A probe that fails uses up no attempt.
+
+    Attributes:
+        failure_rate: share of failed runs at which it opens, above 0, at most 1.
+        window: seconds that it looks back.
+        minimum: runs in the window before their rate counts.
+        pause: first pause, in seconds.
+        maximum: longest pause, in seconds.
+        trip_on: only these errors count as failures; :class:`~quantum_bus.Reject` never does.
+        ignore: these do not, even where ``trip_on`` names them.
+    """
+
+    failure_rate: float = 0.5
+    window: float = 30.0
+    minimum: int = 10
+    pause: float = 5.0
+    maximum: float = 60.0
+    trip_on: ErrorTypes = Exception
+    ignore: ErrorTypes = ()
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.failure_rate, (int, float)) and not isinstance(self.failure_rate, bool)
+        if not number or not 0 < self.failure_rate <= 1:
+            raise ConfigurationError(f"failure_rate={self.failure_rate!r}: give a share above 0 and at most 1, as 0.5")
+        _positive("window", self.window)
+        _count("minimum", self.minimum)
+        _positive("pause", self.pause)
+        _positive("maximum", self.maximum)
+        if self.maximum < self.pause:
+            raise ConfigurationError(f"maximum={self.maximum!r}: give at least the first pause, {self.pause!r}")
+        _error_types("trip_on", self.trip_on)
+        _error_types("ignore", self.ignore)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +328,7 @@ class SubscriberConfig:
     start: Start = "beginning"
     trace_mode: TraceMode = "continue"
     idempotent: float | None = None
+    breaker: Breaker | None = None
     ordered: bool = False
 
     def __post_init__(self) -> None:
@@ -305,6 +350,8 @@ class SubscriberConfig:
             _positive("idempotent", self.idempotent)
         if not isinstance(self.retry, Retry):
             raise ConfigurationError(f"retry={self.retry!r}: give a Retry, as Retry(max_attempts=3)")
+        if self.breaker is not None and not isinstance(self.breaker, Breaker):
+            raise ConfigurationError(f"breaker={self.breaker!r}: give a Breaker, as Breaker()")
         if self.start not in ("beginning", "new"):
             raise ConfigurationError(f"start={self.start!r}: give 'beginning' or 'new'")
         if self.trace_mode not in ("continue", "link"):

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from . import delivery, driver, journal, streams
 from .backoff import Backoff
+from .breaker import Circuit
 from .config import BusConfig, SubscriberConfig
 from .delivery import Outcome
 from .errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -87,6 +88,7 @@ class Consumer:
             ordered=config.ordered,
         )
         self._by_hand = ByHand(self)
+        self._circuit = Circuit(config.breaker, clock=self._loop.time)
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=self._loop.time)
         self._stopping = asyncio.Event()
         self._room = asyncio.Event()
@@ -219,6 +221,34 @@ class Consumer:
             except (QuantumBusError, TimeoutError):
                 journal.log.debug("Redis could not be told on leaving", exc_info=True)
 
+    def pause(self) -> None:
+        """Take no more messages until :meth:`resume`; what runs goes on."""
+        if not self._circuit.paused:
+            self._circuit.paused = True
+            journal.paused(self.config)
+            self._rest()
+
+    def resume(self) -> None:
+        """Go on, where no circuit breaker stands against it."""
+        if self._circuit.paused:
+            self._circuit.paused = False
+            journal.resumed(self.config)
+            self._room.set()
+            self._run_parked()
+
+    def _rest(self) -> None:
+        """Others may have what waits here, or a read under way would bring; who leads an ordered group keeps it."""
+        if self._succession is None:
+            self._aside(self._unblock())
+            if given_up := self._inbox.drop_waiting():
+                self._aside(self._release(given_up))
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done meanwhile."""
+        task = asyncio.create_task(work, context=self._context.copy())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
     # --- reading ---------------------------------------------------------------------------------
 
     async def _read(self) -> None:
@@ -231,9 +261,10 @@ class Consumer:
                     await self._recover_own()
                     lost = False
                 self._room.clear()
-                room = self._inbox.room()
+                room = self._circuit.room(self._inbox.room())
                 if room < 1:
-                    await self._room.wait()
+                    await _wait(self._room, self._circuit.wait())
+                    self._run_parked()
                     continue
                 if (step := await self._next_step(room)) is None:
                     continue
@@ -367,6 +398,8 @@ class Consumer:
                     self._post(held, bury)
         for source, entry_id in read.deleted:
             self._deleted(source, entry_id)
+        if self._circuit.rests:
+            self._rest()
         self._run_ready()
 
     def _not_owned(self, keys: NotOwned) -> None:
@@ -397,22 +430,20 @@ class Consumer:
     def _run_ready(self) -> None:
         if self._stopping.is_set():
             return
-        runs = []
+        runs: list[tuple[Sequence[Held], bool]] = []
         now = time.time()
-        while (run := self._inbox.next_run()) is not None:
+        while self._circuit.lets_run() and (run := self._inbox.next_run()) is not None:
             for held in run:
                 held.begin(now)
-            runs.append(run)
+            runs.append((run, self._circuit.began()))
         if not runs:
             return
         begun = asyncio.Event()
         asked = self.config.idempotent is not None or self.config.ordered
         begin = self._begin_once if asked else self._begin
-        note = asyncio.create_task(begin([held for run in runs for held in run], begun), context=self._context.copy())
-        self._notes.add(note)
-        note.add_done_callback(self._notes.discard)
-        for run in runs:
-            runner = asyncio.create_task(self._handle(run, begun), context=self._context.copy())
+        self._aside(begin([held for run, _ in runs for held in run], begun))
+        for run, probe in runs:
+            runner = asyncio.create_task(self._handle(run, begun, probe=probe), context=self._context.copy())
             self._runs[runner] = run
             runner.add_done_callback(self._ran)
 
@@ -422,7 +453,8 @@ class Consumer:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if (pause := self._inbox.pause()) is not None and not self._stopping.is_set():
+        pause = self._inbox.pause() if self._circuit.lets_run() else self._circuit.wait()
+        if pause is not None and not self._stopping.is_set():
             self._alarm = self._loop.call_later(pause, self._run_parked)
 
     async def _begin_once(self, held: Sequence[Held], begun: asyncio.Event) -> None:
@@ -476,21 +508,32 @@ class Consumer:
         self._room.set()
         self._run_ready()
 
-    async def _handle(self, given: Sequence[Held], begun: asyncio.Event) -> None:
+    async def _handle(self, given: Sequence[Held], begun: asyncio.Event, *, probe: bool) -> None:
+        try:
+            if not await self._run(given, begun, probe=probe) and probe:
+                self._circuit.void()
+        except BaseException:
+            if probe:
+                self._circuit.void()
+            raise
+
+    async def _run(self, given: Sequence[Held], begun: asyncio.Event, *, probe: bool) -> bool:
+        """Run the handler, once that is noted; whether it was run."""
         await begun.wait()
         held = [item for item in given if not item.aside]
         if self._succession is not None and not self._succession.may_run(held):
             for item in held:
                 self._inbox.set_aside(item.key)
-            return
+            return False
         if not held:
-            return
+            return False
         run = Run(held, self._handler, self.config, self._by_hand)
         self._by_hand.began(run)
         try:
             with run.handling(self._telemetry, self.name) as handling:
                 error = await self._call(run)
-                outcomes = run.end(error)
+                failed = self._circuit.counts(error) or run.was_nacked
+                outcomes = run.end(error, spare=probe and failed)
                 handling.finish(*run.summary(outcomes))
         finally:
             self._by_hand.ended(run)
@@ -498,6 +541,16 @@ class Consumer:
             if outcome is not None:
                 self._inbox.settling()
                 self._post(item, outcome)
+        if self._circuit.ended(failed, probe=probe):
+            self._turned()
+        return True
+
+    def _turned(self) -> None:
+        """The circuit breaker has opened or closed."""
+        journal.breaker(self.config, self._circuit.state, self._circuit.pause_seconds)
+        self._telemetry.breaker_state(self.config.streams, self.config.group, self._circuit.state)
+        if self._circuit.rests:
+            self._rest()
 
     async def _call(self, run: Run) -> BaseException | None:
         """Run the handler behind its middleware; its error, if it raised one."""

@@ -121,6 +121,13 @@ def after_error(
     return Again(backoff(attempt, retry, uniform), failure)
 
 
+def after_probe(outcome: Outcome, *, attempt: int, retry: Retry) -> Outcome:
+    """A circuit breaker's probe failed: the message is not to blame, and does not run out of attempts for it."""
+    if isinstance(outcome, Bury) and outcome.reason == names.REASON_MAX_ATTEMPTS:
+        return Again(backoff(attempt, retry), outcome.failure)
+    return outcome
+
+
 def after_nack(delay: float | None, *, attempt: int, retry: Retry) -> Again | Bury:
     """The handler called ``nack``: as an error, but with the delay it asked for."""
     failure = Failure("nack", "the handler called nack()")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from . import names, streams
+from .breaker import CircuitState
 from .config import SubscriberConfig
 from .envelope import Incoming
 from .message import Message
@@ -134,6 +135,36 @@ def skipped(incoming: Incoming, group: str) -> None:
         incoming.id,
         incoming.stream,
         extra={"event": names.EVENT_BUS_SKIPPED, "group": group, **_about(incoming)},
+    )
+
+
+def breaker(config: SubscriberConfig, state: CircuitState, pause: float) -> None:
+    streams_named = ", ".join(config.streams)
+    extra = {"group": config.group, "streams": streams_named}
+    if state is CircuitState.OPEN:
+        log.error(
+            "Too many runs failed: handling %s pauses for %g s, and then tries one message",
+            streams_named,
+            pause,
+            extra={"event": names.EVENT_BUS_BREAKER_OPENED, "pause": pause, **extra},
+        )
+    else:
+        log.info("Handling %s goes on", streams_named, extra={"event": names.EVENT_BUS_BREAKER_CLOSED, **extra})
+
+
+def paused(config: SubscriberConfig) -> None:
+    log.warning(
+        "Handling %s is paused",
+        ", ".join(config.streams),
+        extra={"event": names.EVENT_BUS_PAUSED, "group": config.group},
+    )
+
+
+def resumed(config: SubscriberConfig) -> None:
+    log.info(
+        "Handling %s is resumed",
+        ", ".join(config.streams),
+        extra={"event": names.EVENT_BUS_RESUMED, "group": config.group},
     )
 
 

@@ -184,6 +184,7 @@ METRIC_LOST: Final = "quantum_bus.lost"
 METRIC_RECOVERED: Final = "quantum_bus.recovered"
 METRIC_LEASES_LOST: Final = "quantum_bus.leases_lost"
 METRIC_SKIPPED: Final = "quantum_bus.skipped"
+METRIC_BREAKER_STATE: Final = "quantum_bus.breaker.state"
 METRIC_REDELIVERED: Final = "quantum_bus.redelivered"
 
 # Of a stream or a group as it stands in Redis, not of a process: `quantum-bus exporter` asks for them.
@@ -252,6 +253,10 @@ EVENT_BUS_STANDING_BY: Final = "BUS_STANDING_BY"
 EVENT_BUS_ABANDONED: Final = "BUS_ABANDONED"
 EVENT_BUS_SKIPPED: Final = "BUS_SKIPPED"
 EVENT_BUS_STREAM_LONG: Final = "BUS_STREAM_LONG"
+EVENT_BUS_BREAKER_OPENED: Final = "BUS_BREAKER_OPENED"
+EVENT_BUS_BREAKER_CLOSED: Final = "BUS_BREAKER_CLOSED"
+EVENT_BUS_PAUSED: Final = "BUS_PAUSED"
+EVENT_BUS_RESUMED: Final = "BUS_RESUMED"
 EVENT_BUS_CORRELATION_ID_REPLACED: Final = "BUS_CORRELATION_ID_REPLACED"
 
 # The logging's own.
@@ -289,6 +294,10 @@ LISTED_EVENTS: Final = (
     EVENT_BUS_ABANDONED,
     EVENT_BUS_SKIPPED,
     EVENT_BUS_STREAM_LONG,
+    EVENT_BUS_BREAKER_OPENED,
+    EVENT_BUS_BREAKER_CLOSED,
+    EVENT_BUS_PAUSED,
+    EVENT_BUS_RESUMED,
     EVENT_BUS_CORRELATION_ID_REPLACED,
     EVENT_LOG_RECORDS_DROPPED,
 )

@@ -81,11 +81,17 @@ class Run:
             item.last_span = handling.span_context
         return handling
 
-    def end(self, error: BaseException | None) -> Sequence[tuple[Held, Outcome | None]]:
+    @property
+    def was_nacked(self) -> bool:
+        """Whether the handler asked for another attempt of any."""
+        return any(message.settled == "nack" for message in self.messages)
+
+    def end(self, error: BaseException | None, *, spare: bool = False) -> Sequence[tuple[Held, Outcome | None]]:
         """The run is over: what becomes of each message; None for one that was acked or terminated by hand.
 
         Args:
             error: what the handler raised, if it did.
+            spare: it was a circuit breaker's probe and failed: no attempt is used up.
         """
         outcomes = []
         retry = self._config.retry
@@ -99,6 +105,9 @@ class Run:
                 outcome = (
                     delivery.ACK if error is None else delivery.after_error(error, attempt=held.attempt, retry=retry)
                 )
+            if spare and outcome is not None:
+                outcome = delivery.after_probe(outcome, attempt=held.attempt, retry=retry)
+                held.attempt -= isinstance(outcome, Again)
             message.close()
             outcomes.append((held, outcome))
         return outcomes

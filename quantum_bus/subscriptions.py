@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .config import BusConfig, Retry, Start, SubscriberConfig, TraceMode, check_stream
+from .config import Breaker, BusConfig, Retry, Start, SubscriberConfig, TraceMode, check_stream
 from .errors import ConfigurationError
 from .handlers import Handler, inspect_handler
 
@@ -39,6 +39,7 @@ class Subscriptions:
         start: Start,
         trace_mode: TraceMode,
         idempotent: float | None,
+        breaker: Breaker | None,
         ordered: bool,
     ) -> SubscriberConfig:
         """Check the options of a subscriber; stream names get the bus's prefix, the group defaults to the service.
@@ -61,6 +62,7 @@ class Subscriptions:
             start=start,
             trace_mode=trace_mode,
             idempotent=idempotent,
+            breaker=breaker,
             ordered=ordered,
         )
         self._refuse_double(config)
@@ -75,6 +77,18 @@ class Subscriptions:
         self._refuse_double(config)
         handler = inspect_handler(function, batch=config.batch > 1, local_names=local_names, threads=self._threads)
         self._added.append((config, handler))
+
+    def named(self, streams: Sequence[str]) -> tuple[SubscriberConfig, ...]:
+        """Those that read one of these streams, named without the bus's prefix; all where none is named.
+
+        Raises:
+            ConfigurationError: nobody in this bus subscribes to one of them.
+        """
+        wanted = [self._bus.prefix + name for name in streams]
+        for name, stream in zip(streams, wanted, strict=True):
+            if not any(stream in config.streams for config, _ in self._added):
+                raise ConfigurationError(f"{name!r}: this bus has no subscriber for it")
+        return tuple(config for config, _ in self._added if not wanted or set(wanted) & set(config.streams))
 
     def _refuse_double(self, config: SubscriberConfig) -> None:
         for other, handler in self._added:

@@ -21,6 +21,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.util.types import AttributeValue
 
 from . import names, propagation
+from .breaker import CircuitState
 from .config import TraceMode
 from .delivery import Failure
 from .envelope import Incoming, Outgoing
@@ -106,6 +107,9 @@ class Telemetry:
             unit="{message}",
             description="Messages that came again because an earlier handler run never settled them.",
         )
+        self._breaker_state = meter.create_gauge(
+            names.METRIC_BREAKER_STATE, description="Circuit breaker of a subscriber: 0 closed, 2 open."
+        )
         self._common: Attributes = {names.ATTR_SYSTEM: names.SYSTEM_REDIS}
         if server is not None:
             self._common[names.ATTR_SERVER_ADDRESS] = server[0]
@@ -161,6 +165,11 @@ class Telemetry:
     def redelivered(self, stream: str, group: str) -> None:
         """Count a message whose last run was begun, here or elsewhere, and never settled."""
         self._redelivered.add(1, self.process_attributes(stream, group))
+
+    def breaker_state(self, streams: Sequence[str], group: str, state: CircuitState) -> None:
+        """Set the state of a subscriber's circuit breaker."""
+        for stream in streams:
+            self._breaker_state.set(state.value, self.process_attributes(stream, group))
 
     def sending(self, outgoing: Outgoing) -> Sending:
         """The scope of one ``publish``."""

@@ -25,10 +25,12 @@ from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import (
     STOP_SIGNALS,
+    Breaker,
     BusConfig,
     Retry,
     Start,
     State,
+    SubscriberConfig,
     TraceMode,
     check_replicas,
     check_stream,
@@ -128,6 +130,7 @@ class EventBus:
         self._publisher = Publisher(self.config, self._link, self._new_waiting_link, self._telemetry)
         self._subscriptions = Subscriptions(self.config, threads=True)
         self._consumers: list[Consumer] = []
+        self._paused: set[SubscriberConfig] = set()
         self._state = State.NEW
         self._changed = threading.Condition()
         self._heartbeat: Heartbeat | None = None
@@ -158,6 +161,7 @@ class EventBus:
         start: Start = "beginning",
         trace_mode: TraceMode = "continue",
         idempotent: float | None = None,
+        breaker: Breaker | None = None,
         ordered: bool = False,
     ) -> Callable[[F], F]:
         """Have a function handle the messages of one or several streams; see :meth:`quantum_bus.EventBus.subscriber`.
@@ -178,6 +182,7 @@ class EventBus:
             start=start,
             trace_mode=trace_mode,
             idempotent=idempotent,
+            breaker=breaker,
             ordered=ordered,
         )
         frame = inspect.currentframe()
@@ -188,6 +193,33 @@ class EventBus:
             return function
 
         return decorate
+
+    def pause(self, *streams: str) -> None:
+        """Take no more messages of these streams, without the bus's prefix, or of all, until :meth:`resume`.
+
+        Handlers that run go on to their end; what was only prefetched is given up at once, for other consumers. An
+        ordered subscriber keeps what it holds, and its lead. May be called before the start. Publishing goes on.
+
+        Raises:
+            ConfigurationError: this bus has no subscriber for one of the streams.
+        """
+        for config in self._subscriptions.named(streams):
+            self._paused.add(config)
+            for consumer in self._consumers:
+                if consumer.config is config:
+                    consumer.pause()
+
+    def resume(self, *streams: str) -> None:
+        """Go on after :meth:`pause`, with these streams or with all. A circuit breaker that is open stays open.
+
+        Raises:
+            ConfigurationError: this bus has no subscriber for one of the streams.
+        """
+        for config in self._subscriptions.named(streams):
+            self._paused.discard(config)
+            for consumer in self._consumers:
+                if consumer.config is config:
+                    consumer.resume()
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -318,6 +350,8 @@ class EventBus:
                     wrap=self._wrap,
                 )
                 self._consumers.append(consumer)
+                if config in self._paused:
+                    consumer.pause()
                 consumer.prepare()
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()

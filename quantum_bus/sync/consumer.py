@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from quantum_bus import delivery, driver, journal, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
+from quantum_bus.breaker import Circuit
 from quantum_bus.config import BusConfig, SubscriberConfig
 from quantum_bus.delivery import Outcome
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -77,6 +78,7 @@ class Consumer:
             idempotent=config.idempotent,
             ordered=config.ordered,
         )
+        self._circuit = Circuit(config.breaker, clock=monotonic)
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=monotonic)
         self._stopping = threading.Event()
         self._closed = False
@@ -138,9 +140,9 @@ class Consumer:
             self._changed.notify_all()
         until = max(deadline, monotonic() + streams.UNBLOCK_PATIENCE)
         while self._reading.is_alive() and (left := until - monotonic()) > 0:
-            if self._reader.client_id is not None:
+            if commands := self._unblock():
                 try:
-                    self._commands.execute_one(("CLIENT", "UNBLOCK", self._reader.client_id), timeout=left)
+                    self._commands.execute(*commands, timeout=left)
                 except QuantumBusError:
                     journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
             self._reading.join(streams.UNBLOCK_AGAIN)
@@ -184,6 +186,35 @@ class Consumer:
             self._changed.notify_all()
         self._reader.close()
 
+    def pause(self) -> None:
+        """Take no more messages until :meth:`resume`; what runs goes on."""
+        with self._changed:
+            if self._circuit.paused:
+                return
+            self._circuit.paused = True
+        journal.paused(self.config)
+        self._rest()
+
+    def resume(self) -> None:
+        """Go on, where no circuit breaker stands against it."""
+        with self._changed:
+            if not self._circuit.paused:
+                return
+            self._circuit.paused = False
+            self._changed.notify_all()
+        journal.resumed(self.config)
+
+    def _rest(self) -> None:
+        """Others may have what waits here, and what a read under way would bring; as over asyncio."""
+        if self._succession is None:
+            with self._changed:
+                given_up = self._inbox.drop_waiting()
+            self._say(self._unblock() + self._sources.release([held.key for held in given_up]))
+
+    def _unblock(self) -> list[streams.Command]:
+        """Have the server end a read that blocks."""
+        return [] if self._reader.client_id is None else [("CLIENT", "UNBLOCK", self._reader.client_id)]
+
     # --- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
@@ -220,8 +251,8 @@ class Consumer:
 
     def _await_room(self) -> int:
         with self._changed:
-            while (room := self._inbox.room()) < 1 and not self._stopping.is_set():
-                self._changed.wait()
+            while (room := self._circuit.room(self._inbox.room())) < 1 and not self._stopping.is_set():
+                self._changed.wait(self._circuit.wait())
             return 0 if self._stopping.is_set() else room
 
     def _next_step(self, room: int) -> Step | None:
@@ -338,7 +369,10 @@ class Consumer:
                     else:
                         self._inbox.hold(held)
                         self._outbox.post(held, bury)
+            rests = self._circuit.rests
             self._changed.notify_all()
+        if rests:
+            self._rest()
         for source, entry_id in read.deleted:
             self._deleted(source, entry_id)
 
@@ -369,12 +403,20 @@ class Consumer:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                while (held := None if self._stopping.is_set() else self._inbox.next_run()) is None:
-                    if self._stopping.is_set():
-                        return
-                    self._changed.wait(self._inbox.pause())
-            self._context.copy().run(self._handle, held)
+            if (given := self._next_run()) is None:
+                return
+            run, probe = given
+            self._context.copy().run(self._handle, run, probe)
+
+    def _next_run(self) -> tuple[Sequence[Held], bool] | None:
+        """Wait for the next run; with it, whether it is a circuit breaker's probe. None when stopping."""
+        with self._changed:
+            while not self._stopping.is_set():
+                lets_run = self._circuit.lets_run()
+                if lets_run and (run := self._inbox.next_run()) is not None:
+                    return run, self._circuit.began()
+                self._changed.wait(self._inbox.pause() if lets_run else self._circuit.wait())
+        return None
 
     def _begin(self, held: Sequence[Held]) -> None:
         """Note in Redis that a handler begins, so that a run whose process dies is counted."""
@@ -416,7 +458,7 @@ class Consumer:
             self._telemetry.skipped(held.incoming.stream, self.config.group)
             journal.skipped(held.incoming, self.config.group)
 
-    def _handle(self, given: Sequence[Held]) -> None:
+    def _handle(self, given: Sequence[Held], probe: bool) -> None:
         self._begin(given)
         if self._succession is not None:
             with self._changed:
@@ -428,6 +470,8 @@ class Consumer:
         if not held:
             with self._changed:
                 self._inbox.ran(given)
+                if probe:
+                    self._circuit.void()
                 self._changed.notify_all()
             return
         settlement = ByHand(self)
@@ -435,7 +479,8 @@ class Consumer:
         settlement.held = dict(zip(run.messages, run.held, strict=True))
         with run.handling(self._telemetry, self.name) as handling:
             error = self._call(run)
-            outcomes = run.end(error)
+            failed = self._circuit.counts(error) or run.was_nacked
+            outcomes = run.end(error, spare=probe and failed)
             handling.finish(*run.summary(outcomes))
         with self._changed:
             self._inbox.ran(given)
@@ -443,7 +488,19 @@ class Consumer:
                 if outcome is not None:
                     self._inbox.settling()
                     self._outbox.post(item, outcome)
+            turned = self._circuit.ended(failed, probe=probe)
             self._changed.notify_all()
+        if turned:
+            self._turned()
+
+    def _turned(self) -> None:
+        """The circuit breaker has opened or closed."""
+        with self._changed:
+            state, pause, rests = self._circuit.state, self._circuit.pause_seconds, self._circuit.rests
+        journal.breaker(self.config, state, pause)
+        self._telemetry.breaker_state(self.config.streams, self.config.group, state)
+        if rests:
+            self._rest()
 
     def _call(self, run: Run) -> BaseException | None:
         """Run the handler behind its middleware; its error, if it raised one."""
