@@ -224,9 +224,8 @@ class Sources:
         by_source: dict[str, list[str]] = {}
         for source, entry_id in held:
             by_source.setdefault(source, []).append(entry_id)
-        idle_ms = int(self._config.ack_wait * 1000) + 1
         return [
-            streams.RELEASE.call([source], self._group, self._consumer, idle_ms, *ids)
+            streams.RELEASE.call([source], self._group, self._consumer, streams.GIVEN_UP_MS, *ids)
             for source, ids in by_source.items()
         ]
 

@@ -30,6 +30,8 @@ NEXT_ENTRY: Final = ">"
 
 # Entries of one page while recovering what a lost reply left with a consumer, or a dead consumer left behind.
 RECOVERY_PAGE: Final = 100
+# The idle time of what was given up: longer than any lease. A renewal leaves such an entry alone (keep.lua).
+GIVEN_UP_MS: Final = 1_000_000_000_000
 # Scheduled entries that one call makes readable.
 DUE_PAGE: Final = 100
 # A blocking read may take this much longer than it blocks before its connection counts as dead, seconds.

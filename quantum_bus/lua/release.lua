@@ -1,4 +1,4 @@
--- Give up owned entries at once: their idle time becomes what others wait for.
+-- Give up owned entries at once: their idle time becomes longer than others wait for, and than any lease (keep.lua).
 -- KEYS[1] stream   ARGV[1] group   ARGV[2] consumer   ARGV[3] idle time, milliseconds   ARGV[4..] entry ids
 -- Returns how many were given up.
 local released = 0

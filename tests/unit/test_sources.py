@@ -231,8 +231,8 @@ def test_a_beginning_run_makes_the_delivery_count_one_more_than_its_entry_does_n
 def test_what_is_given_up_looks_as_idle_as_others_wait_for(clock: Clock) -> None:
     reading = made(clock, ack_wait=1.5)
     assert reading.release([("s", "1-0"), (RETRY, "77-0"), ("s", "2-0")]) == [
-        RELEASE.call(["s"], "g", "c", 1501, "1-0", "2-0"),
-        RELEASE.call([RETRY], "g", "c", 1501, "77-0"),
+        RELEASE.call(["s"], "g", "c", streams.GIVEN_UP_MS, "1-0", "2-0"),
+        RELEASE.call([RETRY], "g", "c", streams.GIVEN_UP_MS, "77-0"),
     ]
     assert reading.release([]) == []
 
