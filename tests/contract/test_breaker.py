@@ -241,6 +241,31 @@ async def test_a_pause_lets_what_runs_end_and_frees_the_rest_for_others(
     assert len(began) == 1
 
 
+async def test_an_outage_of_an_ordered_subscriber_keeps_the_order_and_makes_no_dead_letters(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, dlq: str
+) -> None:
+    bus = buses()
+    is_down = True
+    failed: list[Any] = []
+    handled: list[tuple[str | None, Any]] = []
+
+    @bus.subscriber(stream, ordered=True, concurrency=4, retry=FIRM, breaker=QUICK)
+    async def handle(message: Message) -> None:
+        if is_down:
+            failed.append(message.data)
+            raise Down
+        handled.append((message.key, message.data))
+
+    await bus.publish_many(stream, [Event(number, key=key) for number in range(5) for key in "abcd"])
+    async with bus:
+        await eventually(lambda: len(failed) >= 12)
+        is_down = False
+        await eventually(lambda: all_acked(redis_client, stream))
+    for key in "abcd":
+        assert [number for of, number in handled if of == key] == list(range(5))
+    assert await stored(redis_client, dlq) == []
+
+
 async def test_what_waits_in_order_stays_and_does_not_run_while_paused(
     buses: Buses, redis_client: redis.asyncio.Redis, stream: str
 ) -> None:
