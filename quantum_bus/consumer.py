@@ -135,6 +135,8 @@ class Consumer:
 
     def begin(self) -> None:
         """Begin to read and to handle."""
+        if self.config.breaker is not None:
+            self._telemetry.breaker_state(self.config.streams, self.config.group, self._circuit.state)
         self._writing = asyncio.create_task(self._write(), name=f"quantum_bus writer {self.name}")
         self._moving = asyncio.create_task(self._move(), name=f"quantum_bus scheduler {self.name}")
         self._reading = asyncio.create_task(self._read(), name=f"quantum_bus reader {self.name}")

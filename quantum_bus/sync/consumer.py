@@ -123,6 +123,8 @@ class Consumer:
 
     def begin(self) -> None:
         """Begin to read and to handle."""
+        if self.config.breaker is not None:
+            self._telemetry.breaker_state(self.config.streams, self.config.group, self._circuit.state)
         for thread in (self._writing, self._moving, *self._workers, self._reading):
             thread.start()
 

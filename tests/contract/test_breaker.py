@@ -70,6 +70,7 @@ async def test_an_outage_does_not_turn_a_stream_into_dead_letters(
 
     await bus.publish_many(stream, [{}] * 40)
     async with bus:
+        assert recorder.points(names.METRIC_BREAKER_STATE), "from the start"
         await eventually(lambda: len(failed) >= 12)  # several probes, over several pauses
         assert recorder.value(names.METRIC_BREAKER_STATE, messaging__destination__name=stream) > 0
         is_down = False
