@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
-from tests.faults.forms import FORMS, LONG, SHORT
+from tests.faults.forms import FORMS, LONG, SHORT, WHOLE
 from tests.servers import IN_CI, RedisPool, series_to_test, server_of
 
 TESTS = Path(__file__).parent
-TIMEOUTS = {"unit": 30, "contract": 60, "faults": 180, "packaging": 600, "stack": 900}
-LONG_FAULTS_TIMEOUT = 3600
+TIMEOUTS = {"unit": 30, "contract": 60, "packaging": 600, "stack": 900}
+FAULTS_TIMEOUTS = {SHORT: 180, WHOLE: 600, LONG: 6 * 3600}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    timeouts = TIMEOUTS | ({"faults": LONG_FAULTS_TIMEOUT} if config.getoption("faults") == LONG else {})
+    timeouts = TIMEOUTS | {"faults": FAULTS_TIMEOUTS[config.getoption("faults")]}
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if tier in timeouts:

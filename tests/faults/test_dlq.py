@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from quantum_bus.demo.redis_server import RedisProcess
+from tests.faults.forms import Form
 from tests.faults.proxy import Proxy
 
 STREAM = "orders"
@@ -55,12 +56,12 @@ def places(client: redis.Redis, target: str) -> tuple[Counter[str], int]:
 
 @pytest.mark.parametrize("to", ["group", "stream"])
 def test_a_replay_that_is_killed_neither_loses_nor_doubles_a_message_and_goes_on_when_run_again(
-    own_redis: RedisProcess, client: redis.Redis, to: str
+    own_redis: RedisProcess, client: redis.Redis, form: Form, to: str
 ) -> None:
     target = RETRY if to == "group" else STREAM
     bury(client, MANY)
     once = Counter(f"m-{number}" for number in range(MANY))
-    for killed_at in KILLED_AT:
+    for killed_at in form.of(KILLED_AT[::3], KILLED_AT):
         process = start(own_redis.url, "--to", to)
         while client.xlen(target) < killed_at:
             assert process.poll() is None, "it was done before it could be killed"
