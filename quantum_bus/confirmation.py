@@ -1,7 +1,7 @@
 """Commands until Redis has confirmed each: what to write next, and what is still missing. Pure state.
 
 A reply lost with its connection leaves open whether the command was carried out; it is written again, under the same
-message id. A refusal stands.
+message id. A refusal stands; but behind a lost reply it tells of its own try only, and the first may be stored.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Confirmation:
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
         self._missing = list(range(len(outgoing)))
+        self._doubtful: set[int] = set()  # what an earlier try may have stored
         self._backoff = Backoff(config.backoff_initial, config.backoff_maximum)
         self._last: object = "no reply came"
 
@@ -97,6 +98,8 @@ class Confirmation:
             if _is_open(reply):
                 self._last = reply
                 again.append(index)
+                if isinstance(reply, ConnectionLost):
+                    self._doubtful.add(index)
                 continue
             if not isinstance(reply, bytes):
                 if self._replies[index] is None:  # what was stored before, without a WAIT's answer, stays so
@@ -115,12 +118,14 @@ class Confirmation:
     def lost(self, error: ConnectionLost) -> float:
         """Redis did not answer; returns the seconds to pause."""
         self._last = error
+        self._doubtful.update(self._missing[:CHUNK])
         return self._backoff.next()
 
     def results(self) -> list[Receipt | PublishError]:
         """One for each item, in order."""
         results: list[Receipt | PublishError] = []
-        for outgoing, reply, confirmed in zip(self._outgoing, self._replies, self._confirmed, strict=True):
+        answers = zip(self._outgoing, self._replies, self._confirmed, strict=True)
+        for index, (outgoing, reply, confirmed) in enumerate(answers):
             if isinstance(reply, bytes):
                 entry_id, first_id = streams.parse_added(reply)
                 correlation_id = first_id or self._sending.correlation_id(outgoing)
@@ -137,6 +142,11 @@ class Confirmation:
                 )
             else:
                 error = driver.publish_error(reply, outgoing.stream)
+                if index in self._doubtful:
+                    error = PublishTimeout(
+                        f"Redis did not confirm message {outgoing.message_id} at first; it may be stored. It "
+                        f"refused the next try: publish it again under the same message_id ({error})"
+                    )
             error.__cause__ = cause if isinstance(cause, BaseException) else None
             results.append(error)
         self._sending.failed = sum(isinstance(result, PublishError) for result in results)

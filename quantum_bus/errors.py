@@ -66,7 +66,10 @@ class PublishError(QuantumBusError):
 
 
 class PublishTimeout(PublishError, TimeoutError):
-    """Redis did not confirm the message in time. It may be stored: publish again with the same ``message_id``."""
+    """Redis did not confirm the message in time, or refused it after a reply was lost.
+
+    It may be stored: publish again with the same ``message_id``.
+    """
 
 
 class BackPressure(PublishError):

@@ -44,6 +44,8 @@ GROUP = "consumer"
 PATIENCE = 60.0
 """Seconds until a condition counts as never coming true. Far more than it takes: machines differ."""
 ACK_WAIT = 1.0
+NEVER = 600.0
+"""A lease that does not run out in any test: what is left to it is seen to be left."""
 LOAD = {"ok": 20, "raise/ok": 3, "reject": 1, "raise": 1, "work": 1}
 """Of so many messages so many do this. `raise` fails each time; what it fails beside does not."""
 CONSUMER = {
@@ -142,10 +144,12 @@ class Scenario:
         """Those that are alive."""
         return [worker for worker in self.workers if worker.role == role and worker.alive]
 
-    async def begin(self, url: str | None = None, *, consumers: int = 2, **publisher: Any) -> None:
+    async def begin(
+        self, url: str | None = None, *, consumers: int = 2, lease: float = ACK_WAIT, **publisher: Any
+    ) -> None:
         """A publisher and consumers, at work."""
         for _ in range(consumers):
-            self.consumer(url)
+            self.consumer(url, ack_wait=lease)
         self.publisher(url, **publisher)
         await self.progress()
 

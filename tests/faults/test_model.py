@@ -7,6 +7,11 @@ what the others hold, which are then as good as processes that were stopped, and
 After each step every message that was acknowledged is, for each group, in exactly one place, and in the one where the
 model has it. To teach it a new act: a method that carries it out and moves the message in `self.places`, and a weight
 in `act`. Trimming moves nothing: what it takes from the stream each group has handled, scheduled or dead-lettered.
+
+It was seen to fail without the owner checks of ack.lua, move.lua, keep.lua and begin.lua, without the kept cursor of a
+round, with a consumer's name forgotten that still holds something, where an outcome written twice is taken for a lost
+lease, where the delivery count does not count runs, where a deduplicated message is added again, where a retry leaves
+its entry pending, and where a copy that became readable stays scheduled.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""The network cuts, delays and forgets connections while processes publish and handle."""
+"""The network cuts, delays and forgets connections while processes publish and handle.
+
+No process dies here, and no lease runs out: a consumer has to find again by itself what a lost reply left with it.
+"""
 
 import asyncio
 from collections.abc import Iterator
 
 from quantum_bus import streams
 from tests.faults.proxy import REPLIES, REQUESTS, Proxy
-from tests.faults.scenario import Scenario
+from tests.faults.scenario import NEVER, Scenario
 
 
 def offsets(load: Scenario, count: int) -> Iterator[tuple[str, int]]:
@@ -18,8 +21,8 @@ def offsets(load: Scenario, count: int) -> Iterator[tuple[str, int]]:
 async def test_a_connection_may_be_cut_between_any_two_bytes(load: Scenario, net: Proxy) -> None:
     cuts = load.form.of(60, 200, 5_000)
     net.cut_between_bytes(offsets(load, cuts))
-    load.consumer(net.url)
-    load.consumer(net.url)
+    load.consumer(net.url, ack_wait=NEVER)
+    load.consumer(net.url, ack_wait=NEVER)
     load.publisher(net.url)
     await load.until(lambda: net.cuts >= cuts * 0.9, "as many cuts")
     await load.progress()
@@ -27,7 +30,7 @@ async def test_a_connection_may_be_cut_between_any_two_bytes(load: Scenario, net
 
 
 async def test_bytes_may_come_one_by_one_and_half_a_second_late(load: Scenario, net: Proxy) -> None:
-    slow = {"reply_timeout": 10.0, "ack_wait": 10.0}
+    slow = {"reply_timeout": 10.0, "ack_wait": NEVER}
     for _ in range(2):
         load.consumer(net.url, **slow)
     load.publisher(net.url, lanes=40, timeout=10.0)
@@ -42,7 +45,8 @@ async def test_bytes_may_come_one_by_one_and_half_a_second_late(load: Scenario, 
 
 
 async def test_connections_that_a_router_forgot_are_given_up(load: Scenario, net: Proxy) -> None:
-    await load.begin(net.url)
+    """Without a deadline for replies nothing was handled any more."""
+    await load.begin(net.url, lease=NEVER)
     for _ in range(load.form.of(1, 3, 20)):
         with load.fault("connections go dark"):
             net.go_dark()
@@ -51,7 +55,7 @@ async def test_connections_that_a_router_forgot_are_given_up(load: Scenario, net
 
 
 async def test_all_connections_may_be_killed_every_50_ms(load: Scenario) -> None:
-    await load.begin()
+    await load.begin(lease=NEVER)
     with load.fault("CLIENT KILL every 50 ms"):
         for _ in range(load.form.of(40, 100, 2_000)):
             await load.client.client_kill_filter(_type="normal", skipme=True)
@@ -61,7 +65,7 @@ async def test_all_connections_may_be_killed_every_50_ms(load: Scenario) -> None
 
 
 async def test_replies_of_every_kind_may_be_lost(load: Scenario, net: Proxy) -> None:
-    await load.begin(net.url)
+    await load.begin(net.url, lease=NEVER)
     scripts = (streams.BEGIN, streams.ACK, streams.RETRY, streams.DEAD_LETTER, streams.DUE)
     lost = ["XADD", "XREADGROUP", *(f"EVALSHA {script.sha}" for script in scripts)]
     times = load.form.of(3, 10, 100)

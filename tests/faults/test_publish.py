@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from quantum_bus import Event, PublishTimeout, Receipt
+from quantum_bus import BackPressure, Event, PublishTimeout, Receipt
 from quantum_bus.streams import PUBLISH, Keys
 from tests.contract.conditions import eventually
 from tests.contract.entries import stored
@@ -34,6 +34,25 @@ async def test_three_lost_replies_leave_up_to_four_entries_that_are_the_same_mes
     assert [entry["message_id"] for entry in entries] == [receipt.message_id] * 4
     assert len({entry.pairs for entry in entries}) == 1
     assert receipt.id == entries[-1].id
+
+
+async def test_what_is_refused_after_a_lost_reply_may_be_stored_and_is_said_to_be(
+    buses: Buses, proxy: Proxy, redis_client: redis.asyncio.Redis
+) -> None:
+    """Where the refusal of the second try stood alone, it was BackPressure: not stored. And it was."""
+    bus = buses(url=proxy.url)
+    proxy.lose_reply("XADD")
+    held = proxy.hold("XADD", after=1)
+    publishing = asyncio.ensure_future(bus.publish("s", 1))
+    await eventually(held.is_set)
+    await redis_client.config_set("maxmemory", "1")
+    proxy.release()
+    with pytest.raises(PublishTimeout, match="may be stored") as unknown:
+        await publishing
+    assert "maxmemory" in str(unknown.value)
+    assert len(await stored(redis_client, "s")) == 1
+    with pytest.raises(BackPressure):
+        await bus.publish("s", 2)
 
 
 async def test_three_lost_replies_with_a_window_leave_one_entry_and_its_receipt(

@@ -120,3 +120,20 @@ def test_a_receipt_of_an_earlier_publish_names_its_flow() -> None:
 def test_wait_never_waits_for_ever() -> None:
     assert streams.wait(1, 0.0) == ("WAIT", 1, 1)
     assert streams.wait(3, 1.5) == ("WAIT", 3, 1500)
+
+
+def test_a_refusal_behind_a_lost_reply_leaves_it_open_whether_the_message_is_stored() -> None:
+    """Of two, only that one: what was refused at its first try is not stored."""
+    refused = OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+    confirming = confirmation(2)
+    confirming.answered([refused, ConnectionLost("broke")])
+    confirming.answered([refused])
+    first, second = confirming.results()
+    assert isinstance(first, BackPressure)
+    assert isinstance(second, PublishTimeout)
+    assert "may be stored" in str(second)
+    confirming = confirmation()
+    confirming.lost(ConnectionLost("broke"))
+    confirming.answered([refused])
+    with pytest.raises(PublishTimeout, match="may be stored"):
+        confirming.result()
