@@ -143,7 +143,8 @@ class Link:
             lost = ConnectionLost(f"the connection to Redis at {self._where} was interrupted")
             lost.__cause__ = error
             self._break(lost)
-            raise
+            if not (self._closed and isinstance(error, Exception)):  # redis-py's own, of a connection closed under it
+                raise
         finally:
             if mine.done:
                 with self._lock:
@@ -164,9 +165,11 @@ class Link:
 
     def _read(self, deadline: float) -> bool:
         """Read the next reply; whether it came before ``deadline``."""
-        connection, current = self._connection, self._written[0]
-        if connection is None:
-            raise ConnectionLost("the bus has closed its connection")
+        with self._lock:  # close() may come from another thread at any moment
+            connection = self._connection
+            if connection is None or not self._written:
+                raise ConnectionLost("the bus has closed its connection")
+            current = self._written[0]
         dead_at = current.written_at + self._timeout
         patience = max(0.001, min(deadline, dead_at) - monotonic())
         try:
@@ -177,11 +180,14 @@ class Link:
             if monotonic() >= dead_at:
                 raise ConnectionLost(f"Redis at {self._where} has not answered for {self._timeout:g} s") from error
             return False
-        current.replies.append(reply)
-        if current.done:
-            self._written.popleft()
-            if current.wake is not None:
-                current.wake.set()
+        with self._lock:
+            if not self._written:
+                raise ConnectionLost("the bus has closed its connection")
+            current.replies.append(reply)
+            if current.done:
+                self._written.popleft()
+                if current.wake is not None:
+                    current.wake.set()
         return True
 
     def _connected(self) -> ConnectionInterface:

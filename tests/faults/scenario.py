@@ -43,7 +43,7 @@ GROUP = "consumer"
 
 PATIENCE = 60.0
 """Seconds until a condition counts as never coming true. Far more than it takes: machines differ."""
-ACK_WAIT = 1.0
+ACK_WAIT = 1.5
 NEVER = 600.0
 """A lease that does not run out in any test: what is left to it is seen to be left."""
 LOAD = {"ok": 20, "raise/ok": 3, "reject": 1, "raise": 1, "work": 1}
@@ -185,7 +185,7 @@ class Scenario:
     async def progress(self, count: int = 100, what: str = "ended return") -> None:
         """Until so many more of these were written down."""
         goal = self.count(what) + count
-        await self.until(lambda: self.count(what) >= goal, f"{count} more lines of {what!r}")
+        await self.until(lambda: self.count(what) >= goal, f"{count} more lines of {what!r}", PATIENCE + count)
 
     async def holdings(self, stream: str = STREAM) -> Holdings:
         return await holdings_of(self.client, stream, GROUP)

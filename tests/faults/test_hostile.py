@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from quantum_bus.envelope import Entry, decode
 from tests.faults.history import OK
-from tests.faults.scenario import STREAM, Scenario
+from tests.faults.scenario import NEVER, STREAM, Scenario
 
 Fields = list[bytes]
 
@@ -62,7 +62,7 @@ HOSTILE: dict[str, Callable[[random.Random], Fields]] = {
 
 async def test_whatever_is_written_into_the_stream_ends_and_holds_up_nothing(load: Scenario) -> None:
     """Hostile entries count as published: under the ids that any reader gives them, they must not be lost either."""
-    await load.begin()
+    await load.begin(lease=NEVER)
     for _ in range(load.form.of(2, 10, 200)):
         for make in HOSTILE.values():
             fields = make(load.random)

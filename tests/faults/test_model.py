@@ -465,7 +465,7 @@ def test_every_message_is_always_in_exactly_one_place(own_redis: RedisProcess, f
     run_state_machine_as_test(
         seed(form.seed)(partial(Model, own_redis.url)),
         settings=settings(
-            max_examples=form.of(100, 600, 20_000),
+            max_examples=form.of(100, 400, 20_000),
             stateful_step_count=steps,
             deadline=None,
             database=None,

@@ -144,5 +144,7 @@ async def test_reads_may_be_cancelled_ten_thousand_times(load: Scenario) -> None
             load.restless(cancelled // 2 // lanes, lanes)
         await load.until(lambda: not load.of("restless"), "all are cancelled", timeout=900.0)
     assert load.count("round") == cancelled
+    broken = [worker.log for worker in load.workers if "Exception in thread" in worker.log.read_text(encoding="utf-8")]
+    assert not broken, "where a link was closed under the thread that read from it, that thread died"
     await load.progress()
     await load.over()

@@ -128,18 +128,18 @@ async def test_a_clock_that_jumps_an_hour_ahead_and_back_loses_nothing(
 ) -> None:
     """Ahead all leases have run out, and what runs may run twice; back, what is scheduled or a dead one's waits."""
     await load.begin()
-    for _ in range(load.form.of(1, 2, 10)):
+    for number in range(load.form.of(1, 2, 10)):
         before = await load.client.time()
         with load.fault("an hour ahead"):
-            clock.set(HOUR)
+            clock.set((number + 1) * HOUR)
             await load.until(lambda before=before: ahead(load, before), "the server's clock has jumped")
             await load.progress()
             load.of("consumer")[0].kill()
             load.consumer()
         with load.fault("an hour back"):
-            clock.set(0.0)
+            clock.set(number * HOUR)
             await load.progress(50)  # what is new is handled
-        clock.set(HOUR)  # the time comes at which leases end that were given then
+        clock.set((number + 1) * HOUR)  # the time comes at which leases end that were given then
         await load.progress()
     await load.over()
 
