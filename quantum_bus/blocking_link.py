@@ -16,7 +16,6 @@ from time import monotonic
 from typing import Any
 
 from redis.connection import ConnectionInterface
-from redis.exceptions import ResponseError
 
 from . import driver, streams
 from .errors import ConnectionLost, QuantumBusError
@@ -174,7 +173,7 @@ class Link:
         patience = max(0.001, min(deadline, dead_at) - monotonic())
         try:
             reply = connection.read_response(disable_decoding=True, timeout=patience, disconnect_on_error=False)
-        except ResponseError as refusal:
+        except driver.REFUSALS as refusal:
             reply = refusal
         except driver.TIMEOUT_ERROR as error:
             if monotonic() >= dead_at:
@@ -193,6 +192,7 @@ class Link:
     def _connected(self) -> ConnectionInterface:
         try:
             if self._connection is None:
+                driver.check_free(self._pool)
                 self._connection = self._pool.get_connection()
             else:
                 self._connection.connect()  # does nothing where it stands

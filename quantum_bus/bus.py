@@ -40,7 +40,7 @@ from .consumer import Consumer, Process
 from .envelope import Event
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
-from .heartbeat import Heartbeat, Lease
+from .heartbeat import Heartbeat, Lease, patience
 from .link import Link
 from .publisher import Publisher
 from .receipt import Receipt
@@ -309,7 +309,8 @@ class EventBus:
                 returns the first one's receipt. None adds each, also one whose reply was lost.
             wait_replicas: how many replicas must have the message, too, before it counts as published; they have what
                 is left of ``timeout``. None waits for none. Such calls have connections of their own, 16 at the most.
-            timeout: seconds within which Redis must confirm. A lost connection is tried again until then.
+            timeout: seconds within which Redis must confirm. A lost connection, and a refusal that passes by itself
+                (a replica before its promotion, a Redis that is loading), is tried again until then.
 
         Raises:
             SerializationError: the payload cannot be JSON.
@@ -318,7 +319,7 @@ class EventBus:
             PublishTimeout: not confirmed in time; the message may be stored.
             BackPressure: Redis is out of memory; not stored.
             NotDurable: stored, but confirmed by fewer than ``wait_replicas`` replicas.
-            PublishError: Redis refused it otherwise; not stored.
+            PublishError: Redis refused it otherwise, or each time until ``timeout``; not stored.
             BusClosed: the bus was stopped.
         """
         check_stream(stream)
@@ -451,6 +452,12 @@ class EventBus:
         assert link is not None
         assert telemetry is not None
         try:
+            assert self._client is not None
+            driver.check_size(
+                self._client.connection_pool,
+                1 + len(self._subscriptions),
+                "one, and one for each subscriber",
+            )
             await self._reach(link)
             if any(not handler.is_async for _, handler in self._subscriptions):
                 workers = sum(config.concurrency for config, handler in self._subscriptions if not handler.is_async)
@@ -486,7 +493,8 @@ class EventBus:
             return
         pool = driver.blocking_pool(self.config, self._client)
         if pool is not None:
-            self._heartbeat = Heartbeat(BlockingLink(pool, timeout=self.config.reply_timeout, where="Redis"), leases)
+            beating = BlockingLink(pool, timeout=patience(leases, self.config.reply_timeout), where="Redis")
+            self._heartbeat = Heartbeat(beating, leases)
             self._heartbeat.start()
         else:
             self._beating = asyncio.create_task(self._beat(leases), name="quantum_bus heartbeat")
@@ -511,15 +519,16 @@ class EventBus:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.config.connect_timeout
         while True:
+            missing: ConnectionLost | None
             try:
-                reply = await link.execute_one(("PING",))
+                missing = driver.not_ready(await link.execute_one(("PING",)), self._where)
             except ConnectionLost as error:
-                reply = error
-            if not isinstance(reply, ConnectionLost):
+                missing = error
+            if missing is None:
                 return
             pause = backoff.next()
             if loop.time() + pause > until:
-                raise reply
+                raise missing
             await asyncio.sleep(pause)
 
     async def stop(self, timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
@@ -624,8 +633,11 @@ class EventBus:
 
     def _new_link(self) -> Link:
         assert self._client is not None
-        where = masked_url(self.config.url) if self.config.url else "the given client's address"
-        return Link(self._client.connection_pool, timeout=self.config.reply_timeout, where=where)
+        return Link(self._client.connection_pool, timeout=self.config.reply_timeout, where=self._where)
+
+    @property
+    def _where(self) -> str:
+        return masked_url(self.config.url) if self.config.url else "the given client's address"
 
     def _new_waiting_link(self) -> Link:
         """For publishes that wait for replicas; ``quantum_bus.testing`` has its own."""

@@ -1,7 +1,8 @@
 """Commands until Redis has confirmed each: what to write next, and what is still missing. Pure state.
 
 A reply lost with its connection leaves open whether the command was carried out; it is written again, under the same
-message id. A refusal stands; but behind a lost reply it tells of its own try only, and the first may be stored.
+message id. A refusal stands, but for those that pass by themselves: what they refused is written again, too. Behind a
+lost reply a refusal tells of its own try only, and the first may be stored; where every try was refused, none is.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Confirmation:
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
         self._missing = list(range(len(outgoing)))
+        self._written = 0  # so many of what is missing are on their way
+        self._passing: list[RedisError | None] = [None] * len(outgoing)  # each one's last refusal that passes by itself
         self._doubtful: set[int] = set()  # what an earlier try may have stored
         self._backoff = Backoff(config.backoff_initial, config.backoff_maximum)
         self._last: object = "no reply came"
@@ -73,6 +76,7 @@ class Confirmation:
             left: seconds until the caller's deadline. What is more than one request's worth shares them.
         """
         commands = [self._commands[index] for index in self._missing[:CHUNK]]
+        self._written = len(commands)
         if self._wanted:
             share = left / math.ceil(len(self._missing) / CHUNK)
             share -= min(share * ANSWER_SHARE, ANSWER_MARGIN)
@@ -91,15 +95,18 @@ class Confirmation:
     def answered(self, replies: Sequence[Any]) -> float:
         """The replies to :meth:`commands`; returns the seconds to pause before the rest."""
         again = []
+        self._written = 0
         confirmed: Any = None
         if self._wanted:
             *replies, confirmed = replies
         for index, reply in zip(self._missing[:CHUNK], replies, strict=True):
             if _is_open(reply):
                 self._last = reply
-                again.append(index)
-                if isinstance(reply, ConnectionLost):
+                if isinstance(reply, RedisError):
+                    self._passing[index] = reply
+                else:
                     self._doubtful.add(index)
+                again.append(index)
                 continue
             if not isinstance(reply, bytes):
                 if self._replies[index] is None:  # what was stored before, without a WAIT's answer, stays so
@@ -118,12 +125,25 @@ class Confirmation:
     def lost(self, error: ConnectionLost) -> float:
         """Redis did not answer; returns the seconds to pause."""
         self._last = error
-        self._doubtful.update(self._missing[:CHUNK])
+        self._doubtful.update(self._missing[: self._written])
+        self._written = 0
         return self._backoff.next()
+
+    def gives_up(self, left: float, timeout: float) -> bool:
+        """Whether to end here: all that is missing is known not to be stored, and another try may have no answer.
+
+        Args:
+            left: seconds that the next try would have.
+            timeout: seconds that the caller has given.
+        """
+        return left < min(timeout * ANSWER_SHARE, ANSWER_MARGIN) and all(
+            self._passing[index] is not None and index not in self._doubtful for index in self._missing
+        )
 
     def results(self) -> list[Receipt | PublishError]:
         """One for each item, in order."""
         results: list[Receipt | PublishError] = []
+        doubtful = self._doubtful.union(self._missing[: self._written])
         answers = zip(self._outgoing, self._replies, self._confirmed, strict=True)
         for index, (outgoing, reply, confirmed) in enumerate(answers):
             if isinstance(reply, bytes):
@@ -133,8 +153,12 @@ class Confirmation:
                 results.append(self._durable(receipt, confirmed))
                 continue
             error: PublishError
+            passing = self._passing[index]
             cause = reply
-            if reply is None:
+            if reply is None and passing is not None and index not in doubtful:
+                cause = passing
+                error = driver.publish_error(passing, outgoing.stream)
+            elif reply is None:
                 cause = self._last
                 error = PublishTimeout(
                     f"Redis did not confirm message {outgoing.message_id} for {outgoing.stream!r} in time; it may be "
@@ -142,7 +166,7 @@ class Confirmation:
                 )
             else:
                 error = driver.publish_error(reply, outgoing.stream)
-                if index in self._doubtful:
+                if index in doubtful:
                     error = PublishTimeout(
                         f"Redis did not confirm message {outgoing.message_id} at first; it may be stored. It "
                         f"refused the next try: publish it again under the same message_id ({error})"
@@ -196,4 +220,4 @@ def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
 
 
 def _is_open(reply: Any) -> bool:
-    return isinstance(reply, ConnectionLost) or (isinstance(reply, RedisError) and driver.is_transient(reply))
+    return isinstance(reply, ConnectionLost) or driver.is_transient(reply)

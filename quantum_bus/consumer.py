@@ -260,7 +260,9 @@ class Consumer:
             try:
                 if lost:
                     await self._reader.identify()
-                    await self._recover_own()
+                    if (refusal := await self._recover_own()) is not None:
+                        await self._refused(refusal, backoff)
+                        continue
                     lost = False
                 self._room.clear()
                 room = self._circuit.room(self._inbox.room())
@@ -342,23 +344,31 @@ class Consumer:
         self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where its renewals were late
         self._take(read)
 
-    async def _recover_own(self) -> None:
-        """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds."""
+    async def _recover_own(self) -> RedisError | None:
+        """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds.
+
+        Returns:
+            Why the server will not tell now, where that passes.
+        """
         if self._succession is not None:
             self._succession.look_again()
-            return
+            return None
         for source in self._sources.names:
             after: str | None = None
             while not self._stopping.is_set():
                 reply = await self._commands.execute_one(self._sources.own(source, after))
                 if isinstance(reply, ConnectionLost):
                     raise reply
+                if driver.is_transient(reply) or driver.is_disk_failing(reply):
+                    assert isinstance(reply, RedisError)
+                    return reply
                 if isinstance(reply, RedisError):
                     break  # NOGROUP and the like: the next read meets it too, and says so
                 read = self._sources.owned(reply, source)
                 self._take(read)
                 if (after := read.cursor) is None:
                     break
+        return None
 
     async def _refused(self, error: RedisError, backoff: Backoff) -> None:
         """The server answered the read with an error."""
@@ -631,7 +641,9 @@ class Consumer:
             if pause > 0:
                 await _wait(self._scheduled, pause)
             if self._sources.pause() == 0:
-                self._sources.moved(await self._ask(self._sources.due()))
+                refusal = self._sources.moved(await self._ask(self._sources.due()))
+                if refusal is not None:
+                    journal.schedule_refused(self.config, refusal)
             if self._upkeep.pause() == 0:
                 for alarm in self._upkeep.answered(await self._ask(self._upkeep.commands())):
                     journal.stream_long(alarm, self._bus.cap)

@@ -15,11 +15,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MaxConnectionsError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -30,6 +35,9 @@ from .errors import BackPressure, ConfigurationError, ConnectionLost, PublishErr
 
 CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError, EOFError)
 """What a broken or absent connection raises; TimeoutError is an OSError."""
+
+REFUSALS: Final = (ResponseError, BusyLoadingError)
+"""What the server answers where it says no. redis-py takes LOADING for a broken connection; it is an answer."""
 
 TIMEOUT_ERROR: Final = RedisTimeoutError
 """What a reply that does not come in time raises; the connection may stand."""
@@ -124,14 +132,40 @@ def _says(error: object, *beginnings: str) -> bool:
     return isinstance(error, ResponseError) and _IN_SCRIPT.sub("", str(error)).startswith(beginnings)
 
 
-def is_transient(error: RedisError) -> bool:
+# Refusals that pass by themselves, and what to look at where they do not. redis-py makes some codes a class, and strips
+# them from the text; MASTERDOWN's is a subclass of CLUSTERDOWN's.
+_PASSING: Final[tuple[tuple[type[RedisError] | None, str, str], ...]] = (
+    (ReadOnlyError, "READONLY", "it is a read-only replica; give the master's address, or promote it"),
+    (BusyLoadingError, "LOADING", "it is loading its data from disk; wait until INFO persistence says loading:0"),
+    (MasterDownError, "MASTERDOWN", "it is a replica that has lost its master; give the master's address"),
+    (ClusterDownError, "CLUSTERDOWN", "slots of the cluster are not served; look at CLUSTER INFO"),
+    (TryAgainError, "TRYAGAIN", "the slot is being moved in the cluster; look at CLUSTER NODES"),
+    (None, "NOREPLICAS", "fewer replicas are connected than its min-replicas-to-write asks for; look at them"),
+    (None, "UNBLOCKED", "it was a master, and is a replica now; give the master's address"),
+    (None, "WAIT cannot be used with replica", "it was a master, and is a replica now; give the master's address"),
+)
+_DISK: Final = (
+    "it cannot write to its disk, and takes no writes meanwhile; look whether the disk of CONFIG GET dir is full, at "
+    "INFO persistence (rdb_last_bgsave_status: the last RDB save failed; aof_last_write_status: an AOF error), and at "
+    "its log"
+)
+
+
+def _passing(error: object) -> str | None:
+    for kind, code, advice in _PASSING:
+        if (kind is not None and isinstance(error, kind)) or _says(error, code):
+            return advice
+    return None
+
+
+def is_transient(error: object) -> bool:
     """Whether the server refused a command for a reason that passes by itself: a replica before its promotion."""
-    return (
-        isinstance(error, ReadOnlyError)
-        or str(error).startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"))
-        or str(error).startswith(("UNBLOCKED", "WAIT cannot be used with replica"))  # a master that was demoted
-        or _says(error, "READONLY")
-    )
+    return _passing(error) is not None
+
+
+def is_disk_failing(error: object) -> bool:
+    """MISCONF: the server could not save, and takes no writes until it can."""
+    return _says(error, "MISCONF")
 
 
 def is_no_group(error: object) -> bool:
@@ -177,6 +211,13 @@ def publish_error(error: RedisError, stream: str) -> PublishError:
         )
     if isinstance(error, NoPermissionError):
         return PublishError(f"this Redis user may not XADD to {stream!r}: ACL SETUSER … +xadd ~{stream} ({error})")
+    if is_disk_failing(error):
+        return PublishError(f"Redis refused the message for {stream!r}, and it is not stored: {_DISK} ({error})")
+    if (advice := _passing(error)) is not None:
+        return PublishError(
+            f"Redis refused the message for {stream!r} each time until the timeout, and it is not stored: {advice} "
+            f"({error})"
+        )
     return PublishError(f"Redis refused the message for {stream!r}: {error}")
 
 
@@ -192,13 +233,57 @@ def group_error(error: RedisError, stream: str, group: str) -> QuantumBusError:
             f"this Redis user may not make the group {group!r} on {stream!r}; grant it: ACL SETUSER … "
             f"+xgroup ~{stream} ({error})"
         )
-    return ConnectionLost(f"the group {group!r} on {stream!r} cannot be made now: {error}")
+    if is_out_of_memory(error):
+        reason = f"Redis is at its maxmemory; trim streams, or give it more memory ({error})"
+    elif (advice := _DISK if is_disk_failing(error) else _passing(error)) is not None:
+        reason = f"{advice} ({error})"
+    else:
+        reason = str(error)
+    return ConnectionLost(f"the group {group!r} on {stream!r} cannot be made now: {reason}")
+
+
+def not_ready(reply: object, where: str) -> ConnectionLost | None:
+    """What a first round trip came to, where the server is there and does not serve yet."""
+    advice = _passing(reply)
+    return None if advice is None else ConnectionLost(f"Redis at {where} does not serve yet: {advice} ({reply})")
+
+
+def check_free(pool: Any) -> None:
+    """Do not wait where a pool would: whoever asks has a deadline that the pool does not know, and asks again.
+
+    Raises:
+        MaxConnectionsError: all of its connections are taken.
+    """
+    if isinstance(pool, redis.asyncio.BlockingConnectionPool):
+        taken = not pool.can_get_connection()
+    else:
+        taken = isinstance(pool, redis.BlockingConnectionPool) and pool.pool.empty()
+    if taken:
+        raise MaxConnectionsError("No connection available.")
+
+
+def check_size(pool: Any, needed: int, why: str) -> None:
+    """Whether a pool can give as many connections as a bus keeps.
+
+    Raises:
+        ConfigurationError: it cannot; the text says how many it should.
+    """
+    most = getattr(pool, "max_connections", None)
+    if most is not None and most < needed:
+        raise ConfigurationError(
+            f"max_connections={most}: this bus keeps {needed} connections, {why}, and more while publishes wait for "
+            f"replicas; let the pool give at least {needed}, and what else its client uses"
+        )
 
 
 def connect_error(error: BaseException, where: str) -> QuantumBusError:
     """Connecting failed."""
+    if isinstance(error, MaxConnectionsError):
+        return ConnectionLost(
+            f"all connections of the pool to Redis at {where} are taken; give it a larger max_connections ({error})"
+        )
     if isinstance(error, CREDENTIAL_ERRORS) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
         return ConfigurationError(
             f"Redis at {where} refused the credentials; put them in the URL: redis://user:password@… ({error})"
         )
-    return ConnectionLost(f"Redis at {where} cannot be reached: {error}")
+    return ConnectionLost(f"Redis at {where} cannot be reached: {str(error) or type(error).__name__}")

@@ -8,7 +8,7 @@ dead sends no heartbeat, and others take over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
@@ -75,6 +75,14 @@ class Lease:
         if not_owned.lost or not_owned.gone:
             self.not_owned(not_owned)
         return all(isinstance(reply, list) for reply in replies)
+
+
+def patience(leases: Iterable[Lease], reply_timeout: float) -> float:
+    """Seconds after which the connection that renews leases counts as dead.
+
+    No longer than a renewal may take: else leases could run out over one that nobody answers on any more.
+    """
+    return min(reply_timeout, *(lease.ack_wait / BEATS for lease in leases))
 
 
 class Heartbeat:

@@ -63,6 +63,15 @@ def read_refused(config: SubscriberConfig, error: object) -> None:
     )
 
 
+def schedule_refused(config: SubscriberConfig, error: object) -> None:
+    log.warning(
+        "Retries and delayed messages of %s wait though they may be due, Redis refused to move them: %s",
+        ", ".join(config.streams),
+        error,
+        extra={"event": names.EVENT_BUS_SCHEDULE_FAILED, "group": config.group},
+    )
+
+
 def deleted(stream: str, entry_id: str, group: str) -> None:
     log.error(
         "Message %s of %s was deleted from the stream before it was handled",

@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
 
 from . import driver, streams
 from .errors import ConnectionLost, QuantumBusError
 from .streams import Command
 
 Reply = Any
-"""A reply as bytes, int, list or None; or, where the server said no, the ``ResponseError``; or a ``ConnectionLost``."""
+"""A reply as bytes, int, list or None; or, where it said no, one of ``driver.REFUSALS``; or a ``ConnectionLost``."""
 
 # Commands written in one go: bounds what a broken connection leaves in doubt, and how long the first one waits.
 MAX_WRITTEN_TOGETHER: Final = 1_000
@@ -179,8 +178,8 @@ class Link:
     async def _reply(self, connection: AbstractConnection) -> Reply:
         try:
             # math.inf: the deadline is the caller's; redis-py's own would return None, which is also what nil is
-            return await connection.read_response(disable_decoding=True, timeout=math.inf)
-        except ResponseError as refusal:
+            return await connection.read_response(disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
+        except driver.REFUSALS as refusal:
             return refusal
 
     async def _connected(self) -> AbstractConnection:
@@ -190,6 +189,7 @@ class Link:
             # redis-py bounds how long TCP may take, and not the handshake behind it
             async with asyncio.timeout(self._timeout):
                 if self._connection is None:
+                    driver.check_free(self._pool)
                     self._connection = await self._pool.get_connection()
                 else:
                     await self._connection.connect()

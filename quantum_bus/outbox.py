@@ -84,7 +84,7 @@ class Letter:
 
 @dataclass(slots=True)
 class Answered:
-    """What a write came to: outcomes that have reached Redis, and the first refusals of those that have not."""
+    """What a write came to: outcomes that have reached Redis, and refusals: the first of each kind until one goes."""
 
     settled: list[Letter] = field(default_factory=list)
     refused: list[tuple[Letter, object]] = field(default_factory=list)
@@ -120,6 +120,7 @@ class Outbox:
         self._ordered = ordered
         self._letters: list[Letter] = []
         self._written: list[list[Letter]] = []
+        self._refused: set[tuple[str, type]] = set()  # what has been said to be refused, and has not gone since
 
     def __len__(self) -> int:
         return len(self._letters) + sum(map(len, self._written))
@@ -161,6 +162,8 @@ class Outbox:
         """The replies to what was taken, in order; an error in its place is a refusal."""
         answered = Answered()
         for letters, reply in zip(self._written, replies, strict=True):
+            if isinstance(reply, list):
+                self._refused.discard(_kind(letters[0]))
             if isinstance(reply, list) and isinstance(letters[0].outcome, Ack):
                 lost, absent = ({entry_id.decode() for entry_id in ids} for ids in reply)
                 for letter in letters:
@@ -191,7 +194,8 @@ class Outbox:
 
     def _again(self, letters: Sequence[Letter], reply: object, answered: Answered) -> None:
         backoff = letters[0].backoff or Backoff(self._config.backoff_initial, self._config.backoff_maximum)
-        if not backoff.failures:
+        if (kind := _kind(letters[0])) not in self._refused:
+            self._refused.add(kind)
             answered.refused.append((letters[0], reply))
         due = self._clock() + backoff.next()
         for letter in letters:
@@ -259,6 +263,11 @@ class Outbox:
         )
         marks = self._marks(keys, [letter])
         return streams.DEAD_LETTER.call([held.source, keys.dead, keys.completed, *marks], *common, *fields)
+
+
+def _kind(letter: Letter) -> tuple[str, type]:
+    """What goes to the same keys, and is refused for the same reason."""
+    return letter.held.incoming.stream, type(letter.outcome)
 
 
 def completion_record(held: Held, outcome: str) -> bytes:

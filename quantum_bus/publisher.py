@@ -137,6 +137,8 @@ class Publisher:
                         pause = confirmation.answered(replies)
                     except ConnectionLost as error:
                         pause = confirmation.lost(error)
+                    if pause and confirmation.gives_up(deadline - clock() - pause, timeout):
+                        return
                     if pause:
                         await asyncio.sleep(pause)
         except TimeoutError:

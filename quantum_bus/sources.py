@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import names, streams
+from . import driver, names, streams
 from .config import BusConfig, SubscriberConfig
 from .delivery import Again, Wait
 from .inbox import Held
@@ -76,6 +76,7 @@ class Sources:
         self._may_recover = True
         self._next_round = clock()
         self._next_due = clock()
+        self._move_refused = False
         self._next_forget = clock() + FORGET_EVERY
 
     def stream_of(self, source: str) -> str:
@@ -271,9 +272,17 @@ class Sources:
             )
         ]
 
-    def moved(self, replies: Sequence[Any]) -> None:
-        """The replies to :meth:`due`, or none where Redis did not answer."""
+    def moved(self, replies: Sequence[Any]) -> Exception | None:
+        """The replies to :meth:`due`, or none where Redis did not answer.
+
+        Returns:
+            A refusal that is worth saying: the first of several in a row.
+        """
+        refusal = next((reply for reply in replies if isinstance(reply, driver.REFUSALS)), None)
+        said, self._move_refused = self._move_refused, refusal is not None or (self._move_refused and not replies)
         nap = LONGEST_NAP
+        if refusal is not None:
+            nap *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads the load
         for reply in replies:
             if isinstance(reply, list):
                 moved, next_ms = reply
@@ -282,3 +291,4 @@ class Sources:
                 elif next_ms >= 0:
                     nap = min(nap, next_ms / 1000)
         self._next_due = min(self._next_due, self._clock() + max(nap, 0.001))
+        return None if said else refusal

@@ -25,6 +25,9 @@ class Subscriptions:
     def __iter__(self) -> Iterator[tuple[SubscriberConfig, Handler]]:
         return iter(self._added)
 
+    def __len__(self) -> int:
+        return len(self._added)
+
     def plan(
         self,
         stream: str,

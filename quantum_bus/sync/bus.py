@@ -39,7 +39,7 @@ from quantum_bus.config import (
 )
 from quantum_bus.envelope import Event
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
-from quantum_bus.heartbeat import Heartbeat
+from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.receipt import Receipt
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
@@ -336,6 +336,12 @@ class EventBus:
                 raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
             self._state = State.RUNNING
         try:
+            subscribers = len(self._subscriptions)
+            driver.check_size(
+                self._client.connection_pool,
+                1 + subscribers + bool(subscribers),
+                "one, one for each subscriber, and one to renew leases",
+            )
             self._reach()
             name = driver.consumer_name(self.config.service)
             for config, handler in self._subscriptions:
@@ -357,7 +363,8 @@ class EventBus:
                 consumer.begin()
             if self._consumers:
                 leases = [consumer.lease() for consumer in self._consumers]
-                self._heartbeat = Heartbeat(self._new_link(self.config.reply_timeout), leases)
+                link = self._new_link(patience(leases, self.config.reply_timeout))
+                self._heartbeat = Heartbeat(link, leases)
                 self._heartbeat.start()
         except BaseException:
             self._close()
@@ -369,15 +376,16 @@ class EventBus:
         backoff = Backoff(self.config.backoff_initial, self.config.backoff_maximum)
         until = time.monotonic() + self.config.connect_timeout
         while True:
+            missing: ConnectionLost | None
             try:
-                reply = self._link.execute_one(("PING",))
+                missing = driver.not_ready(self._link.execute_one(("PING",)), self._where)
             except ConnectionLost as error:
-                reply = error
-            if not isinstance(reply, ConnectionLost):
+                missing = error
+            if missing is None:
                 return
             pause = backoff.next()
             if time.monotonic() + pause > until:
-                raise reply
+                raise missing
             time.sleep(pause)
 
     def stop(self, timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
@@ -446,8 +454,11 @@ class EventBus:
         return redis.Redis.from_url(self.config.url, **driver.connection_options(self.config, DriverRetry))
 
     def _new_link(self, timeout: float) -> Link:
-        where = masked_url(self.config.url) if self.config.url else "the given client's address"
-        return Link(self._client.connection_pool, timeout=timeout, where=where)
+        return Link(self._client.connection_pool, timeout=timeout, where=self._where)
+
+    @property
+    def _where(self) -> str:
+        return masked_url(self.config.url) if self.config.url else "the given client's address"
 
     def _new_waiting_link(self) -> Link:
         """For publishes that wait for replicas: as long as their caller says."""

@@ -129,5 +129,7 @@ class Publisher:
                 pause = confirmation.answered(replies)
             except ConnectionLost as error:
                 pause = confirmation.lost(error)
+            if pause and confirmation.gives_up(deadline - time.monotonic() - pause, timeout):
+                return
             if pause:
                 time.sleep(max(0.0, min(pause, deadline - time.monotonic())))

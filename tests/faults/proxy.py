@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 REQUESTS = "requests"
 REPLIES = "replies"
+AT_FIRST = frozenset({"AUTH", "CLIENT", "HELLO", "SELECT"})
+PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Proxy:
@@ -24,7 +26,8 @@ class Proxy:
 
     Attributes:
         url: where to connect to instead.
-        commands: how often each command was passed on.
+        commands: how often each command was passed on, or refused.
+        refused: how often each command was refused; see `refuse_commands`.
         reads: how often bytes arrived from clients: their writes, as long as each fits into a packet.
         connections: how many clients have ever connected.
         cuts: how many connections were cut between two bytes.
@@ -47,7 +50,9 @@ class Proxy:
         self._held: tuple[str, int, threading.Event] | None = None
         self._go_on = asyncio.Event()
         self.lost: Counter[str] = Counter()
+        self._refusal: tuple[bytes, frozenset[str]] | None = None
         self.commands: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.reads = 0
         self.connections = 0
         self.url = ""
@@ -98,6 +103,13 @@ class Proxy:
             self._go_on.set()
 
         self._call(go_on)
+
+    def refuse_commands(self, error: str, *commands: str) -> None:
+        """Answer these commands with an error, not Redis's reply; with none named all but a connection's first.
+
+        With an empty error they are passed on again.
+        """
+        self._refusal = (f"-{error}\r\n".encode(), frozenset(commands)) if error else None
 
     def cut_between_bytes(self, offsets: Iterator[tuple[str, int]]) -> None:
         """Close each connection that is made from now on when so many bytes have passed it.
@@ -238,6 +250,17 @@ class Proxy:
         for name in names_of(command):
             self.commands[name] += 1
 
+    def refusal_of(self, command: str) -> bytes | None:
+        """What to answer instead of Redis."""
+        if self._refusal is None:
+            return None
+        error, commands = self._refusal
+        names = names_of(command)
+        if not (commands.intersection(names) if commands else command.partition(" ")[0] not in AT_FIRST):
+            return None
+        self.refused.update(names)
+        return error
+
     def loses(self, command: str, reply: bytes) -> bool:
         """Whether this reply is to be lost."""
         lost = [name for name in names_of(command) if self._counts(name, reply)]
@@ -267,7 +290,7 @@ class _Session:
         self._proxy = proxy
         self._client = client
         self._upstream = upstream
-        self._outstanding: deque[str] = deque()
+        self._outstanding: deque[tuple[str, bytes | None]] = deque()
         self._left = cut_after
         self.dark = False
 
@@ -284,7 +307,10 @@ class _Session:
                     position = end
                     command = command_of(frame)
                     await self._proxy.admit(command)
-                    self._outstanding.append(command)
+                    refusal = self._proxy.refusal_of(command)
+                    if refusal is not None:
+                        frame = PING  # its reply keeps the place of the refusal
+                    self._outstanding.append((command, refusal))
                     await self._pass_on(REQUESTS, self._upstream, frame)
                 buffer = buffer[position:]
 
@@ -298,7 +324,8 @@ class _Session:
                 while (end := frame_end(buffer, position)) is not None:
                     frame = buffer[position:end]
                     position = end
-                    command = self._outstanding.popleft() if self._outstanding else ""
+                    command, refusal = self._outstanding.popleft() if self._outstanding else ("", None)
+                    frame = refusal or frame
                     if self._proxy.loses(command, frame):
                         self.close()
                         return

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from quantum_bus import streams
 from quantum_bus.config import BusConfig
 from quantum_bus.confirmation import ANSWER_MARGIN, ANSWER_SHARE, CHUNK, Confirmation
 from quantum_bus.envelope import Event, prepare
-from quantum_bus.errors import BackPressure, ConnectionLost, NotDurable, PublishTimeout
+from quantum_bus.errors import BackPressure, ConnectionLost, NotDurable, PublishError, PublishTimeout
 from quantum_bus.receipt import Receipt
 from quantum_bus.telemetry import Telemetry
 
@@ -109,6 +109,55 @@ def test_refused_and_unanswered_ones_are_told_apart_from_those_not_durable() -> 
     assert [command[0] for command in confirming.commands(1.0)] == ["XADD", "WAIT"]
 
 
+READONLY = ReadOnlyError("You can't write against a read only replica.")
+LOST = ConnectionLost("gone")
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        ([READONLY], PublishError),
+        ([READONLY, READONLY], PublishError),
+        ([LOST, READONLY], PublishTimeout),
+        ([READONLY, LOST], PublishTimeout),
+        ([READONLY, LOST, READONLY], PublishTimeout),
+        ([READONLY, None], PublishTimeout),  # the time is up while it is on its way
+        ([None], PublishTimeout),
+        ([], PublishTimeout),
+        ([READONLY, OutOfMemoryError("command not allowed")], BackPressure),
+        ([READONLY, b"1-0"], Receipt),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["no answer", "no reply"])
+def test_only_what_each_try_has_refused_is_known_not_to_be_stored(told: list[Any], kind: type, whole: bool) -> None:
+    confirming = confirmation()
+    for reply in told:
+        confirming.commands(1.0)
+        if reply is LOST and whole:
+            confirming.lost(LOST)
+        elif reply is not None:
+            confirming.answered([reply])
+    [result] = confirming.results()
+    assert type(result) is kind
+
+
+def test_of_many_each_is_known_by_its_own_replies() -> None:
+    confirming = confirmation(3)
+    confirming.commands(1.0)
+    confirming.answered([READONLY, LOST, b"1-0"])
+    assert [type(result) for result in confirming.results()] == [PublishError, PublishTimeout, Receipt]
+    assert not confirming.gives_up(0.0, 5.0), "one may still be confirmed"
+
+
+def test_a_try_is_left_out_only_where_its_answer_may_come_too_late() -> None:
+    confirming = confirmation()
+    confirming.commands(1.0)
+    confirming.answered([READONLY])
+    assert [confirming.gives_up(left, 5.0) for left in (ANSWER_MARGIN, ANSWER_MARGIN / 2)] == [False, True]
+    assert [confirming.gives_up(left, 1.0) for left in (ANSWER_SHARE, ANSWER_SHARE / 2)] == [False, True]
+
+
 def test_a_receipt_of_an_earlier_publish_names_its_flow() -> None:
     confirming = confirmation(dedupe=1)
     confirming.answered([b"1-0 first-flow"])
@@ -133,6 +182,7 @@ def test_a_refusal_behind_a_lost_reply_leaves_it_open_whether_the_message_is_sto
     assert isinstance(second, PublishTimeout)
     assert "may be stored" in str(second)
     confirming = confirmation()
+    confirming.commands(1.0)
     confirming.lost(ConnectionLost("broke"))
     confirming.answered([refused])
     with pytest.raises(PublishTimeout, match="may be stored"):

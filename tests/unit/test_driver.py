@@ -6,12 +6,17 @@ import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MaxConnectionsError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -37,6 +42,10 @@ IN_SCRIPT = f"Error running script (call to f_{'0' * 40}): @user_script:18: "
         (ResponseError("WRONGTYPE Operation against a key"), PublishError, "not a stream"),
         (NoPermissionError("this user has no permissions"), PublishError, r"\+xadd ~orders"),
         (ResponseError("ERR something new"), PublishError, "something new"),
+        (ResponseError("MISCONF Errors writing to the AOF file: No space left"), PublishError, "full.*AOF error"),
+        (ResponseError(f"{IN_SCRIPT}-MISCONF Redis is configured to save"), PublishError, "rdb_last_bgsave_status"),
+        (ReadOnlyError("You can't write"), PublishError, "not stored: it is a read-only replica"),
+        (BusyLoadingError("Redis is loading"), PublishError, "not stored: it is loading"),
     ],
 )
 def test_a_refused_publish_says_what_to_do(error: RedisError, kind: type[PublishError], text: str) -> None:
@@ -52,7 +61,10 @@ def test_a_refused_publish_says_what_to_do(error: RedisError, kind: type[Publish
     [
         (ResponseError("WRONGTYPE Operation"), ConfigurationError, "not a stream"),
         (NoPermissionError("no permissions"), ConfigurationError, r"\+xgroup ~orders"),
-        (OutOfMemoryError("command not allowed"), ConnectionLost, "cannot be made now"),
+        (OutOfMemoryError("command not allowed"), ConnectionLost, "cannot be made now: .*more memory"),
+        (ResponseError("MISCONF Redis is configured to save"), ConnectionLost, "rdb_last_bgsave_status"),
+        (MasterDownError("Link with MASTER is down"), ConnectionLost, "lost its master"),
+        (ResponseError("ERR something new"), ConnectionLost, "cannot be made now: ERR something new"),
     ],
 )
 def test_a_refused_group_says_what_to_do(error: RedisError, kind: type[Exception], text: str) -> None:
@@ -69,6 +81,7 @@ def test_a_refused_group_says_what_to_do(error: RedisError, kind: type[Exception
         (RedisConnectionError("Connection refused"), ConnectionLost),
         (OSError("no route"), ConnectionLost),
         (RedisTimeoutError("Timeout connecting"), ConnectionLost),
+        (MaxConnectionsError("Too many connections"), ConnectionLost),
     ],
 )
 def test_what_keeps_a_connection_from_being_made_is_told_apart(error: BaseException, kind: type[Exception]) -> None:
@@ -85,6 +98,13 @@ def test_what_keeps_a_connection_from_being_made_is_told_apart(error: BaseExcept
         (ResponseError("MASTERDOWN Link with MASTER is down"), True),
         (ResponseError("CLUSTERDOWN The cluster is down"), True),
         (ResponseError("TRYAGAIN Multiple keys request during rehashing"), True),
+        (BusyLoadingError("Redis is loading the dataset in memory"), True),  # as redis-py has them: without the code
+        (MasterDownError("Link with MASTER is down"), True),
+        (ClusterDownError("The cluster is down"), True),
+        (TryAgainError("Multiple keys request during rehashing"), True),
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), True),
+        (ResponseError("MISCONF Redis is configured to save RDB snapshots"), False),
+        (RedisConnectionError("LOADING, it seems"), False),
         (ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"), True),
         (ResponseError("WAIT cannot be used with replica instances."), True),
         (ResponseError(f"{IN_SCRIPT}@user_script: 18: -READONLY You can't write against a read only replica."), True),

@@ -124,6 +124,19 @@ def test_what_was_refused_is_due_again_and_said_once(outbox: Outbox, clock: Cloc
     assert 1.0 <= longer <= 2.0
 
 
+def test_a_refusal_is_said_once_for_each_kind_until_one_goes(outbox: Outbox, clock: Clock) -> None:
+    def said(*posts: tuple[int, str, Outcome], reply: Any = WRONGTYPE) -> int:
+        clock.now += 100
+        for number, stream, outcome in posts:
+            outbox.post(held(number, stream), outcome)
+        return len(outbox.answered([reply] * len(outbox.take())).refused)
+
+    assert said((1, "a", BURY), (2, "a", BURY), (3, "a", AGAIN), (4, "b", BURY)) == 3
+    assert said((5, "a", BURY)) == 0
+    assert said(reply=[b"ok", b"9-0"]) == 0
+    assert said((6, "a", BURY)) == 1
+
+
 def test_what_holds_up_one_holds_up_no_other(outbox: Outbox) -> None:
     outbox.post(held(1), BURY)
     outbox.take()
