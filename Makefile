@@ -31,7 +31,7 @@ stack: $(VENV)/.runtime tools  ## the demo's services with the collector, Loki a
 # --- test it
 
 .PHONY: test
-test: lint tools system-packages  ## everything: lint and all tiers of tests
+test: tools lint system-packages  ## everything: lint and all tiers of tests
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: test-unit test-contract test-packaging
@@ -54,11 +54,12 @@ faults: install system-packages  ## the same, whole; or for hours: make faults A
 	$(FAULTS) --faults=whole $(ARGS)
 
 .PHONY: lint
-lint: install  ## style, types, and which module may import which
+lint: install tools  ## style, types, which module may import which, and every configuration by its own program
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache  # its cache does not notice modules that came since
+	scripts/check_configuration.sh
 
 # --- set it up
 

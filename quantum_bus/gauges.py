@@ -40,6 +40,16 @@ class Collection:
     streams_left_out: int = 0
 
 
+# Seconds. A consumer of the bus makes itself seen every few of them, also where there is nothing to read.
+ALIVE_WITHIN: Final = 60.0
+
+
+def _alive(group: GroupState) -> int | None:
+    if group.consumers is None:
+        return None
+    return sum(consumer.idle <= ALIVE_WITHIN for consumer in group.consumers)
+
+
 _Of = tuple[str, str, str]
 
 _OF_STREAM: Final[Sequence[tuple[_Of, Callable[[StreamState], float | None]]]] = (
@@ -72,6 +82,10 @@ _OF_GROUP: Final[Sequence[tuple[_Of, Callable[[GroupState], float | None]]]] = (
     (
         (names.METRIC_CONSUMERS, "{consumer}", "Consumers that a group knows, dead ones included."),
         lambda group: None if group.consumers is None else len(group.consumers),
+    ),
+    (
+        (names.METRIC_CONSUMERS_ALIVE, "{consumer}", "Those of them that were seen within the last minute."),
+        _alive,
     ),
 )
 # These are a stream's, published with a delay, and a group's, waiting for their next attempt.

@@ -195,12 +195,17 @@ METRIC_PENDING_AGE: Final = "quantum_bus.pending.age"
 METRIC_SCHEDULED: Final = "quantum_bus.scheduled"
 METRIC_SCHEDULED_DUE: Final = "quantum_bus.scheduled.due"
 METRIC_CONSUMERS: Final = "quantum_bus.consumers"
+METRIC_CONSUMERS_ALIVE: Final = "quantum_bus.consumers.alive"
 METRIC_DEAD_LETTER_SIZE: Final = "quantum_bus.dead_letter.size"
 METRIC_STREAM_LENGTH: Final = "quantum_bus.stream.length"
 METRIC_EXPORTER_UP: Final = "quantum_bus.exporter.up"
 METRIC_EXPORTER_LAST_SUCCESS: Final = "quantum_bus.exporter.last_success"
 METRIC_EXPORTER_LEFT_OUT: Final = "quantum_bus.exporter.left_out"
 METRIC_EXPORTER_REFUSED: Final = "quantum_bus.exporter.refused"
+
+# What the collector counts in log lines: `signal_to_metrics` in collector/config.yaml.
+METRIC_LOG_RECORDS: Final = "quantum_bus.log.records"
+METRIC_LOG_ORDER_LATENCY: Final = "quantum_bus.log.order_latency"
 
 # Boundaries in seconds, as the messaging conventions advise.
 DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import functools
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -27,6 +28,8 @@ SERVICES = ("ai_engine", "auto_executor", "portfolio")
 # Without it the collector loses lines when it is killed: see the head of collector/config.yaml.
 FEATURE_GATES = "stanza.synchronousLogEmitter"
 READY_SECONDS = 60.0
+# What Prometheus fetches from, by the names of their ports.
+_SCRAPED = ("prometheus", "alertmanager", "loki", "self_metrics", "metrics", "exporter")
 # Loki writes its chunks out when asked to stop, which takes longer than honcho's five seconds.
 STOP_SECONDS = 30
 
@@ -43,6 +46,11 @@ class Ports:
     health: int = 13133
     metrics: int = 8889
     self_metrics: int = 8888
+    exporter: int = 9464
+    prometheus: int = 9090
+    alertmanager: int = 9093
+    webhook: int = 9095
+    smtp: int = 2525
 
     @classmethod
     def usual_or_free(cls) -> Ports:
@@ -91,12 +99,27 @@ class Stack:
         return f"http://{HOST}:{self.ports.loki}"
 
     @property
+    def prometheus_url(self) -> str:
+        return f"http://{HOST}:{self.ports.prometheus}"
+
+    @property
+    def alertmanager_url(self) -> str:
+        return f"http://{HOST}:{self.ports.alertmanager}"
+
+    @property
+    def secrets(self) -> Path:
+        return self.folder / "secrets"
+
+    @property
     def otlp_url(self) -> str:
         return f"http://{HOST}:{self.ports.otlp_http}"
 
     def make_folders(self) -> None:
-        for folder in (self.logs, self.containers, self.folder / "redis", self.folder / "loki" / "rules"):
+        for folder in (self.logs, self.containers, self.secrets, self.folder / "redis", self.folder / "assets"):
             folder.mkdir(parents=True, exist_ok=True)
+        runbooks = self.folder / "assets" / "runbooks"
+        if not runbooks.is_symlink():
+            runbooks.symlink_to(ROOT / "runbooks")
 
 
 class StackError(RuntimeError):
@@ -112,8 +135,17 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def loki(stack: Stack) -> Program:
-    """Loki with the committed configuration, its data in the stack's folder."""
+def _adapted(text: str, changes: Mapping[str, str]) -> str:
+    """`text` with each of `changes` made. Prometheus and Alertmanager read no environment."""
+    for old, new in changes.items():
+        if old not in text:
+            raise StackError(f"the configuration does not say {old!r} any more: change scripts/stack.py with it")
+        text = text.replace(old, new)
+    return text
+
+
+def loki(stack: Stack, *, rules: Path | None = None) -> Program:
+    """Loki with the committed configuration, its data in the stack's folder; `rules` instead of the committed ones."""
     data = stack.folder / "loki"
     config = ROOT / "observability/loki/loki.yaml"
     return Program(
@@ -121,7 +153,8 @@ def loki(stack: Stack) -> Program:
         (tool("loki"), f"-config.file={config}", "-config.expand-env=true"),
         {
             "QUANTUM_LOKI_DATA": str(data),
-            "QUANTUM_LOKI_RULES": str(data / "rules"),
+            "QUANTUM_LOKI_RULES": str(rules or ROOT / "observability/loki/rules"),
+            "QUANTUM_ALERTMANAGER_URL": stack.alertmanager_url,
             "QUANTUM_LOKI_PORT": str(stack.ports.loki),
             "QUANTUM_LOKI_GRPC_PORT": str(stack.ports.loki_grpc),
         },
@@ -148,6 +181,80 @@ def collector(stack: Stack, *overlays: Path) -> Program:
         },
         f"http://{HOST}:{stack.ports.health}/",
     )
+
+
+def prometheus(stack: Stack, *, rules: Path | None = None, changes: Mapping[str, str] | None = None) -> Program:
+    """Prometheus with the committed configuration, told where everything is here.
+
+    Args:
+        rules: a folder instead of the committed rules.
+        changes: further pieces of the configuration to be replaced.
+    """
+    ports = Ports()
+    here = {f"{HOST}:{getattr(ports, name)}": f"{HOST}:{getattr(stack.ports, name)}" for name in _SCRAPED}
+    text = (ROOT / "observability/prometheus/prometheus.yml").read_text()
+    folder = rules or ROOT / "observability/prometheus/rules"
+    config = stack.folder / "prometheus.yml"
+    # All ports at once: one part's new port may be another's usual one.
+    text = re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], text)
+    config.write_text(_adapted(text, {"rules/*.yml": str(folder / "*.yml"), **(changes or {})}))
+    argv = (
+        tool("prometheus"),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={stack.folder / 'prometheus'}",
+        "--storage.tsdb.retention.time=30d",
+        f"--web.listen-address={HOST}:{stack.ports.prometheus}",
+        f"--web.user-assets={stack.folder / 'assets'}",
+        "--log.level=warn",
+    )
+    return Program("prometheus", argv, {}, f"{stack.prometheus_url}/-/ready")
+
+
+def alertmanager(stack: Stack, *, changes: Mapping[str, str] | None = None) -> Program:
+    """Alertmanager with the committed configuration, which here tells `notified`; `changes` as of `prometheus`."""
+    hook = f"http://{HOST}:{stack.ports.webhook}"
+    for name, secret in {
+        "webhook_url": f"{hook}/alerts",
+        "watchdog_url": f"{hook}/watchdog",
+        "smtp_password": "-",
+    }.items():
+        file = stack.secrets / name
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(secret)
+    text = (ROOT / "observability/alertmanager/alertmanager.yml").read_text()
+    here = {
+        "/etc/quantum-bus/secrets": str(stack.secrets),
+        "127.0.0.1:587": f"{HOST}:{stack.ports.smtp}",
+        "smtp_require_tls: true": "smtp_require_tls: false",
+    }
+    config = stack.folder / "alertmanager.yml"
+    config.write_text(_adapted(text, {**here, **(changes or {})}))
+    argv = (
+        tool("alertmanager"),
+        f"--config.file={config}",
+        f"--storage.path={stack.folder / 'alertmanager'}",
+        f"--web.listen-address={HOST}:{stack.ports.alertmanager}",
+        "--cluster.listen-address=",
+        "--log.level=warn",
+    )
+    return Program("alertmanager", argv, {}, f"{stack.alertmanager_url}/-/ready")
+
+
+def notified(stack: Stack) -> Program:
+    """In place of the people who are told: prints what Alertmanager posts and mails."""
+    script = ROOT / "scripts/notified.py"
+    return Program(
+        "notified", (sys.executable, str(script), f"--http={stack.ports.webhook}", f"--smtp={stack.ports.smtp}")
+    )
+
+
+def exporter(stack: Stack, *, interval: float = 15.0) -> Program:
+    """`quantum-bus exporter` on the stack's Redis."""
+    listen = f"{HOST}:{stack.ports.exporter}"
+    command = (sys.executable, "-m", "quantum_bus", "exporter", f"--listen={listen}", f"--interval={interval}")
+    environment = dict.fromkeys(("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"), "")
+    return Program("exporter", command, {**environment, "QUANTUM_BUS_URL": stack.redis_url}, f"http://{listen}/metrics")
 
 
 def redis(stack: Stack) -> Program:
@@ -236,9 +343,12 @@ def _banner(stack: Stack) -> str:
             "The stack is ready.",
             f"  Redis            {stack.redis_url}",
             f"  Loki             {stack.loki_url}",
+            f"  Prometheus       {stack.prometheus_url}/alerts",
+            f"  Alertmanager     {stack.alertmanager_url} (what it sends is printed here, by notified)",
             f"  OTLP             {stack.otlp_url} (HTTP), {HOST}:{stack.ports.otlp_grpc} (gRPC)",
             f"  metrics          http://{HOST}:{stack.ports.metrics}/metrics of the services",
             f"                   http://{HOST}:{stack.ports.self_metrics}/metrics of the collector",
+            f"                   http://{HOST}:{stack.ports.exporter}/metrics of streams and groups",
             f"  log files        {stack.logs}",
             "",
             "One order's story, from every service (any correlation_id of a line will do):",
@@ -259,7 +369,8 @@ def run(folder: Path, *, seconds: float | None) -> int:
     ports = Ports.usual_or_free()
     stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
     stack.make_folders()
-    programs = [loki(stack), collector(stack), *(service(stack, name) for name in SERVICES)]
+    watching = [exporter(stack), prometheus(stack), notified(stack), alertmanager(stack)]
+    programs = [loki(stack), collector(stack), *watching, *(service(stack, name) for name in SERVICES)]
     if not url:
         programs.insert(0, redis(stack))
 

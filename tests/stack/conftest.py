@@ -42,7 +42,7 @@ def real_collector(stack: Stack, start: Callable[[Program], Running]) -> Running
 @pytest.fixture
 def to_files(stack: Stack) -> Path:
     """A second configuration for the collector: to `{signal}.json` in the stack's folder instead of Loki."""
-    pipelines = {name: {"exporters": ["file/logs"]} for name in LOG_PIPELINES}
+    pipelines = {name: {"exporters": ["file/logs", "signal_to_metrics"]} for name in LOG_PIPELINES}
     pipelines |= {name: {"exporters": [f"file/{name}"]} for name in ("traces", "metrics")}
     exporters = {
         f"file/{name}": {"path": str(stack.folder / f"{name}.json"), "flush_interval": "100ms"}

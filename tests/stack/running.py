@@ -36,7 +36,7 @@ class Running:
             self._process = subprocess.Popen(
                 self.program.argv, env=self.program.environment(), stdout=output, stderr=output, cwd=self.log.parent
             )
-        if ready:
+        if ready and self.program.ready is not None:
             self.wait_ready()
         return self
 

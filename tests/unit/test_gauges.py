@@ -15,7 +15,7 @@ from tests.otlp import Collector
 GROUP = GroupState(
     name="g", last_delivered=(5, 0), lag=3, lag_age=1.5, pending=2, oldest_pending=(4, 0), pending_age=9.25,
     pending_idle=1.0, scheduled=4, due=1, overdue=2.0, retries=0, retry_group=None,
-    consumers=[ConsumerState("c", 1.0, 2)],
+    consumers=[ConsumerState("c", 1.0, 2), ConsumerState("dead", 61.0, 0)],
 )  # fmt: skip
 STREAM = StreamState(
     name="s", exists=True, length=10, first_id=(1, 0), last_id=(9, 0), dead_letters=7, scheduled=6, due=5, overdue=1.0,
@@ -43,26 +43,27 @@ def test_every_figure_has_its_name_and_says_whose_it_is() -> None:
         names.METRIC_LAG_AGE: [(OF_GROUP, 1.5)],
         names.METRIC_PENDING: [(OF_GROUP, 2)],
         names.METRIC_PENDING_AGE: [(OF_GROUP, 9.25)],
-        names.METRIC_CONSUMERS: [(OF_GROUP, 1)],
+        names.METRIC_CONSUMERS: [(OF_GROUP, 2)],
+        names.METRIC_CONSUMERS_ALIVE: [(OF_GROUP, 1)],
         names.METRIC_SCHEDULED: [(OF_STREAM, 6), (OF_GROUP, 4)],
         names.METRIC_SCHEDULED_DUE: [(OF_STREAM, 5), (OF_GROUP, 1)],
     }
 
 
 @pytest.mark.parametrize(
-    ("field", "metric"),
+    ("field", "metrics"),
     [
-        ("lag", names.METRIC_LAG),
-        ("lag_age", names.METRIC_LAG_AGE),
-        ("pending", names.METRIC_PENDING),
-        ("pending_age", names.METRIC_PENDING_AGE),
-        ("consumers", names.METRIC_CONSUMERS),
+        ("lag", {names.METRIC_LAG}),
+        ("lag_age", {names.METRIC_LAG_AGE}),
+        ("pending", {names.METRIC_PENDING}),
+        ("pending_age", {names.METRIC_PENDING_AGE}),
+        ("consumers", {names.METRIC_CONSUMERS, names.METRIC_CONSUMERS_ALIVE}),
     ],
 )
-def test_a_figure_that_is_not_known_has_no_point(field: str, metric: str) -> None:
+def test_a_figure_that_is_not_known_has_no_point(field: str, metrics: set[str]) -> None:
     stream = replace(STREAM, groups=[replace(GROUP, **{field: None})])  # type: ignore[arg-type]
     found = points(Collection(BusState(100.0, [stream]), 100.0))
-    assert set(points(SEEN)) - set(found) == {metric}
+    assert set(points(SEEN)) - set(found) == metrics
 
 
 def test_while_redis_is_away_nothing_is_said_of_any_stream() -> None:

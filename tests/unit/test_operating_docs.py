@@ -12,19 +12,24 @@ from quantum_bus.cli.doctor import doctor
 from quantum_bus.cli.exporter import exporter
 from quantum_bus.exporter import DEFAULT_INTERVAL, DEFAULT_MAX_GROUPS, DEFAULT_MAX_STREAMS
 from quantum_bus.findings import CHECKS
+from quantum_bus.scraping import prometheus_name
 from quantum_bus.state import COUNT_LIMIT
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATING = (DOCS / "operating.md").read_text(encoding="utf-8")
+PIPELINE = (DOCS / "pipeline.md").read_text(encoding="utf-8")
 TELEMETRY = (DOCS / "telemetry.md").read_text(encoding="utf-8")
 
 METRICS = {value for name, value in vars(names).items() if name.startswith("METRIC_")}
 OF_REDIS = {
     names.METRIC_LAG, names.METRIC_LAG_AGE, names.METRIC_PENDING, names.METRIC_PENDING_AGE, names.METRIC_CONSUMERS,
+    names.METRIC_CONSUMERS_ALIVE,
     names.METRIC_SCHEDULED, names.METRIC_SCHEDULED_DUE, names.METRIC_STREAM_LENGTH, names.METRIC_DEAD_LETTER_SIZE,
     names.METRIC_EXPORTER_UP, names.METRIC_EXPORTER_LAST_SUCCESS, names.METRIC_EXPORTER_LEFT_OUT,
     names.METRIC_EXPORTER_REFUSED,
 }  # fmt: skip
+# Counted by the collector.
+OF_LINES = {names.METRIC_LOG_RECORDS, names.METRIC_LOG_ORDER_LATENCY}
 
 
 def rows(text: str) -> list[str]:
@@ -37,7 +42,14 @@ def test_every_metric_of_the_exporter_is_in_its_table() -> None:
 
 def test_every_metric_of_a_process_is_in_the_table_of_telemetry() -> None:
     section = TELEMETRY.split("## Metrics")[1].split("\n## ")[0]
-    assert sorted(rows(section)) == sorted(METRICS - OF_REDIS)
+    assert sorted(rows(section)) == sorted(METRICS - OF_REDIS - OF_LINES)
+
+
+def test_every_metric_of_the_lines_is_in_the_table_of_the_pipeline() -> None:
+    counted = re.findall(r"^\| `(quantum_bus\.[a-z_.]+)` \(`(\w+)`\)", PIPELINE, re.MULTILINE)
+    assert {name for name, _ in counted} == OF_LINES
+    for name, series in counted:
+        assert series.startswith(prometheus_name(name))
 
 
 def test_every_check_of_the_doctor_is_in_its_table_in_order() -> None:
