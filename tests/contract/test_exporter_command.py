@@ -127,6 +127,7 @@ EXACT = {
     f"{LAG}/orders/pay": 3,
     f"{prometheus(names.METRIC_PENDING)}/orders/pay": 3,
     f"{prometheus(names.METRIC_CONSUMERS)}/orders/pay": 1,
+    f"{prometheus(names.METRIC_CONSUMERS_ALIVE)}/orders/pay": 1,  # it read a moment ago
     f"{prometheus(names.METRIC_SCHEDULED)}/orders": 1,
     f"{prometheus(names.METRIC_SCHEDULED)}/orders/pay": 2,
     f"{prometheus(names.METRIC_SCHEDULED_DUE)}/orders": 0,
