@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from redis.connection import ConnectionInterface
+from redis.exceptions import RedisError
 
 from . import driver, streams
 from .errors import ConnectionLost, QuantumBusError
@@ -132,7 +133,7 @@ class Link:
                     break
         except QuantumBusError as error:
             self._break(error)
-        except driver.CONNECTION_ERRORS as error:
+        except (*driver.CONNECTION_ERRORS, RedisError) as error:  # what is no reply at all is no connection to Redis
             lost = ConnectionLost(
                 f"the connection to Redis at {self._where} broke: {str(error) or type(error).__name__}"
             )
@@ -204,6 +205,7 @@ class Link:
     def _break(self, error: QuantumBusError) -> None:
         """The connection is gone, and with it every reply that was due."""
         with self._lock:
+            self.client_id = None  # of a connection that is no more: nobody may be unblocked by it
             if self._connection is not None:
                 self._connection.disconnect()
             self._fail(error)

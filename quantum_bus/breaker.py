@@ -8,8 +8,8 @@ by both twins; the caller guards a circuit that threads share.
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Collection
 from typing import Final
 
 from .config import Breaker
@@ -18,6 +18,10 @@ from .errors import Reject
 # The window moves in so many steps.
 SLOTS: Final = 10
 GROWTH: Final = 2.0
+# Probes of one message that cost it no attempt, while the circuit is not closed: what is bad in itself has an end.
+MOST_SPARED: Final = 20
+# At a probe's time, what was parked gives way to what can be read, for so long: another message may work.
+FRESH_FIRST: Final = 0.2
 
 
 class CircuitState(enum.Enum):
@@ -49,6 +53,7 @@ class Circuit:
         self._pause = breaker.pause if breaker is not None else 0.0
         self._probe_at = 0.0
         self._probing = False
+        self._spared: Counter[object] = Counter()
 
     # --- asked before a run ----------------------------------------------------------------------
 
@@ -74,6 +79,14 @@ class Circuit:
         if self.paused or self._probing or self.state is not CircuitState.OPEN:
             return None
         return max(0.0, self._probe_at - self._clock())
+
+    def lets_parked_run(self) -> bool:
+        """Whether a run may begin of what was tried before."""
+        return self.state is CircuitState.CLOSED or self._clock() >= self._probe_at + FRESH_FIRST
+
+    def patience(self) -> float | None:
+        """Seconds that a reader without room is to wait for the breaker: none where it is not what holds it up."""
+        return None if self.lets_run() else self.wait()
 
     # --- told of runs ----------------------------------------------------------------------------
 
@@ -101,6 +114,7 @@ class Circuit:
                 self.state = CircuitState.CLOSED
                 self._pause = self._breaker.pause
                 self._slots.clear()
+                self._spared.clear()
             return True
         if self.state is not CircuitState.CLOSED:
             return False
@@ -110,6 +124,11 @@ class Circuit:
             return False
         self._open()
         return True
+
+    def spares(self, messages: Collection[object]) -> bool:
+        """Whether a probe of these that failed costs them no attempt."""
+        self._spared.update(messages)
+        return all(self._spared[message] <= MOST_SPARED for message in messages)
 
     def void(self) -> None:
         """A probe did not run after all; the next one may."""

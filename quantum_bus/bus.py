@@ -249,7 +249,8 @@ class EventBus:
         """Take no more messages of these streams, without the bus's prefix, or of all, until :meth:`resume`.
 
         Handlers that run go on to their end; what was only prefetched is given up at once, for other consumers. An
-        ordered subscriber keeps what it holds, and its lead. May be called before the start. Publishing goes on.
+        ordered subscriber keeps what it holds, and its lead. May be called before the start, and from any thread.
+        Publishing goes on.
 
         Raises:
             ConfigurationError: this bus has no subscriber for one of the streams.
@@ -258,7 +259,7 @@ class EventBus:
             self._paused.add(config)
             for consumer in self._consumers:
                 if consumer.config is config:
-                    consumer.pause()
+                    self._in_loop(consumer.pause)
 
     def resume(self, *streams: str) -> None:
         """Go on after :meth:`pause`, with these streams or with all. A circuit breaker that is open stays open.
@@ -270,7 +271,19 @@ class EventBus:
             self._paused.discard(config)
             for consumer in self._consumers:
                 if consumer.config is config:
-                    consumer.resume()
+                    self._in_loop(consumer.resume)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        """Have it called in the bus's event loop: now, or from another thread as soon as it comes to it."""
+        assert self._loop is not None
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            call()
+        else:
+            self._loop.call_soon_threadsafe(call)
 
     # --- publishing ------------------------------------------------------------------------------
 

@@ -58,9 +58,10 @@ def _positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ConfigurationError(f"{name}={value!r}: give a finite number {'of 0 or more' if zero else 'above 0'}")
 
 
-def _count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name}={value!r}: give a whole number of 1 or more")
+def _count(name: str, value: int, *, zero: bool = False) -> None:
+    least = 0 if zero else 1
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number of {least} or more")
 
 
 def _encodable(name: str, text: str) -> None:
@@ -235,11 +236,12 @@ class BusConfig:
         if self.prefix:
             _encodable("prefix", self.prefix)
         _count("max_payload_bytes", self.max_payload_bytes)
-        if self.completed != 0:
-            _count("completed", self.completed)
-        if self.keep is not None and self.keep != 0:
-            _count("keep", self.keep)
+        _count("completed", self.completed, zero=True)
+        if self.keep is not None:
+            _count("keep", self.keep, zero=True)
         _count("cap", self.cap)
+        if self.keep is not None and self.cap <= self.keep:
+            raise ConfigurationError(f"cap={self.cap!r}: give more than keep, which is {self.keep!r}")
         for option in ("sampled", "send_baggage"):
             if not isinstance(getattr(self, option), bool):
                 raise ConfigurationError(f"{option}={getattr(self, option)!r}: give True or False")

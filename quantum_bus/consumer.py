@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from . import delivery, driver, journal, streams
 from .backoff import Backoff
-from .breaker import Circuit
+from .breaker import FRESH_FIRST, Circuit
 from .config import BusConfig, SubscriberConfig
 from .delivery import Outcome
 from .errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -100,6 +100,8 @@ class Consumer:
         self._runs: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._notes: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None  # when the next parked message is due
+        self._lost = False  # whether a reply to a read was lost, and its entries are to be looked for
+        self._cutting_off = False  # whether runs are cancelled because the bus stops
         self._noted = False  # whether this server has noted a run: before, it may not know the script yet
         self._context = contextvars.copy_context()
 
@@ -137,9 +139,25 @@ class Consumer:
         """Begin to read and to handle."""
         if self.config.breaker is not None:
             self._telemetry.breaker_state(self.config.streams, self.config.group, self._circuit.state)
-        self._writing = asyncio.create_task(self._write(), name=f"quantum_bus writer {self.name}")
-        self._moving = asyncio.create_task(self._move(), name=f"quantum_bus scheduler {self.name}")
-        self._reading = asyncio.create_task(self._read(), name=f"quantum_bus reader {self.name}")
+        self._writing = asyncio.create_task(self._kept("writer", self._write), name=f"quantum_bus writer {self.name}")
+        self._moving = asyncio.create_task(
+            self._kept("scheduler", self._move), name=f"quantum_bus scheduler {self.name}"
+        )
+        self._reading = asyncio.create_task(self._kept("reader", self._read), name=f"quantum_bus reader {self.name}")
+
+    async def _kept(self, role: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Have it done to its end: an error that was not foreseen is logged, and it begins anew."""
+        backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        while True:
+            try:
+                return await work()
+            except Exception as error:  # noqa: BLE001 - a subscriber that stands still for ever would be worse
+                journal.internal_error(f"The {role} of {self.config.group}", error)
+                self._lost = True
+                await _wait(self._stopping, backoff.next())
+                if self._stopping.is_set() and role != "writer":
+                    return None
+                await asyncio.sleep(self._bus.backoff_initial)
 
     def lease(self) -> Lease:
         """What the heartbeat is to keep alive."""
@@ -186,17 +204,20 @@ class Consumer:
         if self._runs:
             await asyncio.wait(self._runs, timeout=max(0.0, deadline - self._loop.time()))
         cut_off = list(self._runs.items())
+        self._cutting_off = True
         for task, _ in cut_off:
             task.cancel()
         if cut_off:
             await asyncio.wait([task for task, _ in cut_off], timeout=1.0)
-        if self._handler.is_async:  # a thread goes on: its lease has to run out
-            await self._release([held for _, run in cut_off for held in run])
+        if self._handler.is_async:  # what goes on, in a thread or past its cancellation: its lease has to run out
+            await self._release([held for task, run in cut_off if task.done() for held in run])
         if self._writing is not None:
             self._posted.set()  # with nothing left to write, it ends
             await asyncio.wait([self._writing], timeout=max(0.0, deadline - self._loop.time()))
         await self._release(self._inbox.drop_waiting())  # what was parked meanwhile
-        if self._leadership is not None and (self._handler.is_async or not cut_off):  # a thread's lease has to run out
+        if self._leadership is not None and all(
+            self._handler.is_async and task.done() for task, _ in cut_off
+        ):  # a thread's lease has to run out
             await self._say(self._leadership.resign())
         await self._say(self._sources.forget(leaving=True))
         return len(self._inbox)
@@ -205,6 +226,7 @@ class Consumer:
         """End what still runs, and give the reader's connection back."""
         tasks = [self._reading, self._writing, self._moving, *self._runs, *self._notes]
         running = [task for task in tasks if task is not None]
+        self._cutting_off = True
         for task in running:
             task.cancel()
         if running:
@@ -255,20 +277,18 @@ class Consumer:
 
     async def _read(self) -> None:
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
-        lost = False
         while not self._stopping.is_set():
             try:
-                if lost:
+                if self._lost:
                     await self._reader.identify()
                     if (refusal := await self._recover_own()) is not None:
                         await self._refused(refusal, backoff)
                         continue
-                    lost = False
+                    self._lost = False
                 self._room.clear()
                 room = self._circuit.room(self._inbox.room())
                 if room < 1:
-                    await _wait(self._room, self._circuit.wait())
-                    self._run_parked()
+                    await _wait(self._room, self._circuit.patience())
                     continue
                 if (step := await self._next_step(room)) is None:
                     continue
@@ -277,7 +297,7 @@ class Consumer:
                     raise reply
             except (ConnectionLost, ConfigurationError) as error:
                 # the reply may have been lost behind the read: its entries are this consumer's, and unseen
-                lost = True
+                self._lost = True
                 self._noted = False  # it may be another server behind it
                 if not backoff.failures:
                     journal.connection_lost(error)
@@ -336,13 +356,13 @@ class Consumer:
         reply = await self._commands.execute_one(command)
         if isinstance(reply, ConnectionLost):
             raise reply
-        await self._tidy()
         if isinstance(reply, RedisError):
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
-            return
-        read = self._sources.recovered(reply)
-        self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where its renewals were late
-        self._take(read)
+        else:
+            read = self._sources.recovered(reply)
+            self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where renewals were late
+            self._take(read)
+        await self._tidy()
 
     async def _recover_own(self) -> RedisError | None:
         """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds.
@@ -422,7 +442,8 @@ class Consumer:
                 self._leads_no_more(key)
         for source, entry_id in keys.gone:
             self._deleted(source, entry_id)
-            self._inbox.lose((source, entry_id), gone=True)
+            if (held := self._inbox.lose((source, entry_id), gone=True)) is not None:
+                self._aside(self._say(self._sources.unmark(held)))
         self._room.set()
         if self._succession is not None:
             self._run_ready()  # what was behind a deleted one
@@ -444,7 +465,10 @@ class Consumer:
             return
         runs: list[tuple[Sequence[Held], bool]] = []
         now = time.time()
-        while self._circuit.lets_run() and (run := self._inbox.next_run()) is not None:
+        while (
+            self._circuit.lets_run()
+            and (run := self._inbox.next_run(parked=self._circuit.lets_parked_run())) is not None
+        ):
             for held in run:
                 held.begin(now)
             runs.append((run, self._circuit.began()))
@@ -455,7 +479,8 @@ class Consumer:
         begin = self._begin_once if asked else self._begin
         self._aside(begin([held for run, _ in runs for held in run], begun))
         for run, probe in runs:
-            runner = asyncio.create_task(self._handle(run, begun, probe=probe), context=self._context.copy())
+            turns = [held.turn for held in run]
+            runner = asyncio.create_task(self._handle(run, turns, begun, probe=probe), context=self._context.copy())
             self._runs[runner] = run
             runner.add_done_callback(self._ran)
 
@@ -465,7 +490,11 @@ class Consumer:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        pause = self._inbox.pause() if self._circuit.lets_run() else self._circuit.wait()
+        if self._circuit.lets_run() and self._circuit.lets_parked_run():
+            pause = self._inbox.pause()
+        else:
+            wait = self._circuit.wait()
+            pause = None if wait is None else wait + FRESH_FIRST
         if pause is not None and not self._stopping.is_set():
             self._alarm = self._loop.call_later(pause, self._run_parked)
 
@@ -473,12 +502,17 @@ class Consumer:
         """As :meth:`_begin`; which of them are run is Redis's to say, so its answer is waited for."""
         commands = self._sources.begin(held)
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        said = False
         while commands:
             replies: Sequence[Reply] = ()
             with contextlib.suppress(ConnectionLost, ConfigurationError):  # the reader meets it too, and says so
                 replies = await self._commands.execute(*commands)
                 self._not_begun(commands, replies)
-                commands = streams.refused(commands, replies)
+                refused = self._sources.refused(commands, replies)
+                commands = [command for command, _ in refused]
+                if refused and not said:
+                    journal.begin_refused(self.config, refused[0][1])
+                    said = True
             if commands:
                 await asyncio.sleep(backoff.next())
         begun.set()
@@ -520,19 +554,30 @@ class Consumer:
         self._room.set()
         self._run_ready()
 
-    async def _handle(self, given: Sequence[Held], begun: asyncio.Event, *, probe: bool) -> None:
+    async def _handle(self, given: Sequence[Held], turns: Sequence[int], begun: asyncio.Event, *, probe: bool) -> None:
+        """Run the handler once that is noted, and have the outcomes written.
+
+        Args:
+            turns: of what was given, in this run.
+        """
         try:
-            if not await self._run(given, begun, probe=probe) and probe:
+            await begun.wait()
+            held = [item for item, turn in zip(given, turns, strict=True) if item.aside < turn]
+            if not await self._run(held, probe=probe) and probe:
+                self._circuit.void()
+        except Exception as error:  # noqa: BLE001 - nobody would run it again while this consumer renews its lease
+            journal.internal_error(f"A run of {self._handler.name}", error)
+            for item in given:
+                self._inbox.drop(item)
+            if probe:
                 self._circuit.void()
         except BaseException:
             if probe:
                 self._circuit.void()
             raise
 
-    async def _run(self, given: Sequence[Held], begun: asyncio.Event, *, probe: bool) -> bool:
-        """Run the handler, once that is noted; whether it was run."""
-        await begun.wait()
-        held = [item for item in given if not item.aside]
+    async def _run(self, held: Sequence[Held], *, probe: bool) -> bool:
+        """Run the handler; whether it was run."""
         if self._succession is not None and not self._succession.may_run(held):
             for item in held:
                 self._inbox.set_aside(item.key)
@@ -541,12 +586,23 @@ class Consumer:
             return False
         run = Run(held, self._handler, self.config, self._by_hand)
         self._by_hand.began(run)
+        outcomes: Sequence[tuple[Held, Outcome | None]] | None = None
+        failed = False
         try:
             with run.handling(self._telemetry, self.name) as handling:
                 error = await self._call(run)
-                failed = self._circuit.counts(error) or run.was_nacked
-                outcomes = run.end(error, spare=probe and failed)
+                failed = self._circuit.counts(error)
+                spare = (
+                    probe
+                    and failed
+                    and self._circuit.spares([(item.incoming.stream, item.incoming.id) for item in held])
+                )
+                outcomes = run.end(error, spare=spare)
                 handling.finish(*run.summary(outcomes))
+        except Exception as broken:  # noqa: BLE001 - a span processor of the user's: the run counts as what it was
+            journal.internal_error(f"Telemetry of {self._handler.name}", broken)
+            if outcomes is None:
+                outcomes = run.end(broken)
         finally:
             self._by_hand.ended(run)
         for item, outcome in outcomes:
@@ -580,9 +636,11 @@ class Consumer:
             async with limit:
                 await self._wrap(innermost)(run.subject)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if self._cutting_off:
                 raise  # the bus is stopping, past its deadline
+            task = asyncio.current_task()
+            while task is not None and task.cancelling():  # by the handler, or somebody that it gave its task to
+                task.uncancel()
             failed = error
         except Exception as error:  # noqa: BLE001 - a handler's error becomes an outcome
             failed = error

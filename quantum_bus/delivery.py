@@ -96,6 +96,11 @@ def before_run(incoming: Incoming, *, attempts: int, retry: Retry) -> Bury | Non
     return None
 
 
+def no_retry() -> Bury:
+    """An entry that others put into a retry stream: what a retry appends is missing."""
+    return Bury(names.REASON_UNDECODABLE, Failure("undecodable", "it stands in a retry stream and is no retry"))
+
+
 def misfit(error: Exception) -> Bury:
     """The payload is JSON, but not what the handler's annotation says; another try would not change it."""
     return Bury(names.REASON_INVALID_PAYLOAD, Failure.of(error))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
-from . import streams
+from . import journal, streams
 from .blocking_link import Link
 from .errors import QuantumBusError
 from .leadership import Leadership
@@ -113,7 +113,15 @@ class Heartbeat:
                 continue
             for lease in self._leases:
                 if lease.due <= monotonic():
-                    lease.beaten(well=self._beat(lease))
+                    lease.beaten(well=self._beats(lease))
+
+    def _beats(self, lease: Lease) -> bool:
+        """Renew; whatever goes wrong, the next renewal is tried."""
+        try:
+            return self._beat(lease)
+        except Exception as error:  # noqa: BLE001 - without it, all that is held would be run twice
+            journal.internal_error(f"The heartbeat of {lease.group}", error)
+            return False
 
     def _beat(self, lease: Lease) -> bool:
         """Renew everything a consumer holds; whether Redis answered."""

@@ -39,7 +39,9 @@ class Held:
         lost: it has been found to be this consumer's no more.
         gone: because its stream has it no more, not because another consumer took it over.
         unsettled: it comes from a consumer that is gone.
-        aside: it was given to a run, and turned out not to be run.
+        cut: values at its entry's end that are a retry's own; below 0 for what is no retry and among them.
+        turn: how often it was given to a run.
+        aside: the last turn in which it turned out not to be run.
     """
 
     incoming: Incoming
@@ -55,17 +57,20 @@ class Held:
     lost: bool = False
     gone: bool = False
     unsettled: bool = False
-    aside: bool = False
+    cut: int = 0
+    turn: int = 0
+    aside: int = 0
 
     def begin(self, now: float) -> None:
         """A run begins: it counts as an attempt. ``now`` is in seconds since the epoch."""
         self.attempt += 1
+        self.turn += 1
         self.started = now
 
     def put_back(self) -> None:
         """The run that was about to begin does not: it is no attempt."""
         self.attempt -= 1
-        self.aside = True
+        self.aside = self.turn
 
     @property
     def key(self) -> tuple[str, str]:
@@ -84,6 +89,8 @@ class Held:
 
     def lease_lost(self) -> LeaseLost:
         """The error to raise where another consumer turns out to own it."""
+        if self.gone:
+            return LeaseLost(f"message {self.incoming.id} of {self.incoming.stream} was deleted from it meanwhile")
         return LeaseLost(
             f"message {self.incoming.id} of {self.incoming.stream} belongs to another consumer by now; nothing was "
             "changed"
@@ -141,7 +148,7 @@ class Inbox:
         self._held[held.key] = held
         self._settling += 1
 
-    def next_run(self) -> Sequence[Held] | None:
+    def next_run(self, *, parked: bool = True) -> Sequence[Held] | None:  # noqa: ARG002 - nothing is parked here
         """The messages of the next handler run, now running; None where nothing is ready or no handler is free."""
         if self.running >= self._concurrency:
             return None

@@ -84,7 +84,7 @@ def deleted(stream: str, entry_id: str, group: str) -> None:
 def recovered(config: SubscriberConfig, count: int) -> None:
     if count:
         log.warning(
-            "%d messages of %s were taken over from a consumer that is gone",
+            "%d messages of %s were taken over from a consumer that is gone, or that gave them up",
             count,
             ", ".join(config.streams),
             extra={"event": names.EVENT_BUS_RECOVERED, "messages": count, "group": config.group},
@@ -159,6 +159,20 @@ def breaker(config: SubscriberConfig, state: CircuitState, pause: float) -> None
         )
     else:
         log.info("Handling %s goes on", streams_named, extra={"event": names.EVENT_BUS_BREAKER_CLOSED, **extra})
+
+
+def internal_error(what: str, error: BaseException) -> None:
+    """Something that was not foreseen; whoever meets it goes on."""
+    log.error("%s failed, and goes on", what, exc_info=error, extra={"event": names.EVENT_BUS_INTERNAL_ERROR})
+
+
+def begin_refused(config: SubscriberConfig, error: object) -> None:
+    log.warning(
+        "Handling %s waits: that handlers begin could not be noted, trying again: %s",
+        ", ".join(config.streams),
+        error,
+        extra={"event": names.EVENT_BUS_SETTLE_FAILED, "group": config.group},
+    )
 
 
 def paused(config: SubscriberConfig) -> None:

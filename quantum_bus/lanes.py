@@ -120,9 +120,14 @@ class Lanes:
         """A message was read that no handler will see: it is settled right away."""
         self._held[held.key] = held
 
-    def next_run(self) -> Sequence[Held] | None:
-        """The messages of the next handler run, now running; None where it is nobody's turn or no handler is free."""
-        self._wake()
+    def next_run(self, *, parked: bool = True) -> Sequence[Held] | None:
+        """The messages of the next handler run, now running; None where it is nobody's turn or no handler is free.
+
+        Args:
+            parked: whether what was parked, and is due, gets its turn.
+        """
+        if parked:
+            self._wake()
         if self.running >= self._concurrency:
             return None
         run: list[Held] = []
@@ -156,6 +161,8 @@ class Lanes:
         held = self._held.pop(key, None)
         if held is not None:
             held.put_back()
+            if self._settled is not None:  # a page of what is pending may be under way
+                self._settled.add(key)
         return held
 
     def postpone(self, key: tuple[str, str]) -> Held | None:
@@ -174,7 +181,7 @@ class Lanes:
             return
         lane = self._lanes.get(_lane_key(held))
         if again is not None and lane is not None and lane.busy is held and self.leads(lane.stream):
-            held.unsettled = held.aside = False
+            held.unsettled = False
             lane.due = self._clock() + again
             if not lane.running:
                 self._park(lane, held)

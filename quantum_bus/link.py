@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
 
 from . import driver, streams
 from .errors import ConnectionLost, QuantumBusError
@@ -125,7 +126,7 @@ class Link:
                     await self._exchange(taken)
         except QuantumBusError as error:
             self._fail(taken, error)
-        except driver.CONNECTION_ERRORS as error:
+        except (*driver.CONNECTION_ERRORS, RedisError) as error:  # what is no reply at all is no connection to Redis
             lost = ConnectionLost(
                 f"the connection to Redis at {self._where} broke: {str(error) or type(error).__name__}"
             )

@@ -140,6 +140,7 @@ class Outbox:
     def take(self) -> Sequence[Command]:
         """The commands that are due. Their replies, or their failure, must be told before the next."""
         now = self._clock()
+        self._letters += (letter for letters in self._written for letter in letters)  # never told of: written again
         due = [letter for letter in self._letters if letter.due <= now]
         self._letters = [letter for letter in self._letters if letter.due > now]
         acks: dict[str, list[Letter]] = {}
@@ -230,11 +231,12 @@ class Outbox:
         incoming = held.incoming
         keys = self._keys[incoming.stream]
         waits = isinstance(outcome, Wait)
+        marks = self._marks(keys, [letter])
         common = (
             self._group,
             self._consumer,
             held.source_id,
-            streams.RETRY_VALUES if held.is_retry else 0,
+            held.cut,
             self._config.service,
             0 if waits else self._config.completed,
             incoming.id,
@@ -247,9 +249,8 @@ class Outbox:
         span = format_traceparent(held.last_span) if held.last_span is not None else ""
         if isinstance(outcome, (Again, Wait)):
             fields = streams.retry_fields(incoming.id, held.attempt, held.first_failed_at, span)
-            return streams.RETRY.call(
-                [held.source, keys.due, keys.copies, keys.completed], *common, int(outcome.delay * 1000), *fields
-            )
+            touched = [held.source, keys.due, keys.copies, keys.completed, *marks]
+            return streams.RETRY.call(touched, *common, int(outcome.delay * 1000), *fields)
         fields = delivery.dead_letter_fields(
             outcome,
             stream=incoming.stream,
@@ -261,7 +262,6 @@ class Outbox:
             now=timestamp(),
             span=span,
         )
-        marks = self._marks(keys, [letter])
         return streams.DEAD_LETTER.call([held.source, keys.dead, keys.completed, *marks], *common, *fields)
 
 

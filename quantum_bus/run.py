@@ -13,7 +13,7 @@ from .envelope import decode
 from .handlers import Handler
 from .inbox import Held
 from .message import Message, Settlement
-from .streams import Delivery
+from .streams import NOT_A_RETRY, Delivery
 from .telemetry import Handling, Telemetry
 
 
@@ -31,7 +31,10 @@ def admit(
         first_failed_at=delivered.first_failed_at,
         last_span=propagation.parse_context(delivered.last_span or incoming.failed_span),
         unsettled=delivered.attempts > delivered.noted,
+        cut=delivered.cut,
     )
+    if delivered.cut == NOT_A_RETRY:
+        return held, delivery.no_retry()
     bury = delivery.before_run(held.incoming, attempts=held.attempt, retry=config.retry)
     if bury is None:
         try:
@@ -80,11 +83,6 @@ class Run:
         for item in self.held:
             item.last_span = handling.span_context
         return handling
-
-    @property
-    def was_nacked(self) -> bool:
-        """Whether the handler asked for another attempt of any."""
-        return any(message.settled == "nack" for message in self.messages)
 
     def end(self, error: BaseException | None, *, spare: bool = False) -> Sequence[tuple[Held, Outcome | None]]:
         """The run is over: what becomes of each message; None for one that was acked or terminated by hand.

@@ -19,6 +19,8 @@ from .streams import Command, Keys, Read
 
 # Rounds of recovery in one lease, so that a dead consumer's message waits little longer than its lease.
 ROUNDS: Final = 4
+# Runs that one command notes.
+BEGUN_TOGETHER: Final = 500
 LONGEST_ROUND: Final = 5.0
 # Seconds between looks at what is scheduled, where nothing is known to be due sooner.
 LONGEST_NAP: Final = 1.0
@@ -88,16 +90,17 @@ class Sources:
     def make_groups(self, *, again: bool) -> Iterator[tuple[str, str, Sequence[Command]]]:
         """Each key with where its group starts, and two commands: make it, and list what groups there are.
 
-        A group that has to be made again starts where it had come to, else at the beginning, never at the end: what
-        came meanwhile is not handled yet. Every retry stream's starts at the beginning.
+        A group that was there before starts where it had come to, as far as that is known. One that has to be made
+        again starts at the beginning else, never at the end: what came meanwhile is not handled yet. Every retry
+        stream's starts at the beginning.
         """
         self.names = (*self._config.streams, *self._stands_for)
         for source in self.names:
             new = self._config.start == "new" and not again and source in self.keys
             start = streams.LAST_ENTRY if new else streams.FIRST_ENTRY
             make = streams.create_group(source, self._group, start)
-            if again and source in self.keys:
-                make = streams.GROUP.call([source, self.keys[source].notes], self._group)
+            if source in self.keys:
+                make = streams.GROUP.call([source, self.keys[source].notes], self._group, start)
             yield source, start, (make, streams.list_groups(source))
 
     def do_without(self, source: str) -> bool:
@@ -172,7 +175,11 @@ class Sources:
         for item in held:
             by_source.setdefault(item.source, []).append(item)
         begin = self._begin if self._config.idempotent is None else self._begin_once
-        return [begin(source, items) for source, items in by_source.items()]
+        return [
+            begin(source, items[start : start + BEGUN_TOGETHER])
+            for source, items in by_source.items()
+            for start in range(0, len(items), BEGUN_TOGETHER)
+        ]
 
     def _begin(self, source: str, held: Sequence[Held]) -> Command:
         arguments = [part for item in held for part in (item.source_id, 1 + item.attempt - item.noted)]
@@ -202,11 +209,22 @@ class Sources:
         lost: list[Key] = []
         gone: list[Key] = []
         for command, reply in zip(commands, replies, strict=True):
+            source = str(command[3])
             if isinstance(reply, list):
-                source = str(command[3])
                 lost += [(source, entry_id.decode()) for entry_id in reply[0]]
                 gone += [(source, entry_id.decode()) for entry_id in reply[1]]
+            elif driver.is_no_group(reply):  # with the group, its pending list is gone: nobody owns anything
+                lost += [(source, entry_id) for entry_id in streams.entry_ids(command)]
         return NotOwned(lost, gone)
+
+    @staticmethod
+    def refused(commands: Sequence[Command], replies: Sequence[Any]) -> list[tuple[Command, Exception]]:
+        """Those of :meth:`begin` that Redis did not take, and that are to be sent again."""
+        return [
+            (command, reply)
+            for command, reply in zip(commands, replies, strict=True)
+            if isinstance(reply, Exception) and not driver.is_no_group(reply)
+        ]
 
     @staticmethod
     def aside(commands: Sequence[Command], replies: Sequence[Any]) -> Aside:
@@ -219,6 +237,14 @@ class Sources:
                 skipped += [(source, entry_id.decode()) for entry_id in reply[2]]
                 busy += [(source, entry_id.decode()) for entry_id in reply[3]]
         return Aside(skipped, busy)
+
+    def unmark(self, held: Held) -> list[Command]:
+        """The entry is deleted: where messages are handled once, another one under its id may be handled."""
+        if self._config.idempotent is None:
+            return []
+        return [
+            streams.UNMARK.call([self.keys[held.incoming.stream].seen + held.incoming.message_id], held.incoming.id)
+        ]
 
     def release(self, held: Sequence[tuple[str, str]]) -> list[Command]:
         """Give up what is held, as (key, entry id), so that others may take it at once."""

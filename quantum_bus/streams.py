@@ -80,6 +80,7 @@ RELEASE: Final = Script.load("release")
 REPLAY: Final = Script.load("replay")
 RESIGN: Final = Script.load("resign")
 RETRY: Final = Script.load("move", "retry")
+UNMARK: Final = Script.load("unmark")
 UPKEEP: Final = Script.load("upkeep")
 _SCRIPTS: Final = tuple(value for value in tuple(globals().values()) if isinstance(value, Script))
 _BY_SHA: Final = {script.sha: script for script in _SCRIPTS}
@@ -99,9 +100,10 @@ def pack(commands: Iterable[Command]) -> bytes:
     return b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub means a tuple of any length
 
 
-def refused(commands: Sequence[Command], replies: Sequence[Any]) -> list[Command]:
-    """Those whose reply is an error."""
-    return [command for command, reply in zip(commands, replies, strict=True) if isinstance(reply, Exception)]
+def entry_ids(command: Command) -> list[str]:
+    """The ids that a BEGIN, BEGIN_ONCE or KEEP is about."""
+    first, step = {BEGIN.sha: (2, 2), BEGIN_ONCE.sha: (6, 4), KEEP.sha: (2, 1)}[str(command[1])]
+    return [str(entry_id) for entry_id in command[3 + int(command[2]) + first :: step]]
 
 
 def side_key(name: str, suffix: str) -> str:
@@ -110,6 +112,11 @@ def side_key(name: str, suffix: str) -> str:
     A name that holds a hash tag already gets the suffix bare: its tag decides the slot of both.
     """
     return f"{name}:{suffix}" if hash_tag(name) is not None else f"{{{name}}}:{suffix}"
+
+
+def _escaped(group: str) -> str:
+    """A group's name in a key that goes on behind it, told apart from what follows."""
+    return group.replace("%", "%25").replace(":", "%3A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +163,7 @@ class Keys:
             completed=side_key(stream, names.SUFFIX_COMPLETED),
             notes=side_key(stream, names.SUFFIX_NOTES),
             marks=side_key(stream, names.SUFFIX_MARKS),
-            seen=side_key(stream, f"{names.SUFFIX_SEEN}:{group}:"),
+            seen=side_key(stream, f"{names.SUFFIX_SEEN}:{_escaped(group)}:"),
             lease=side_key(stream, f"{names.SUFFIX_LEASE}:{group}"),
         )
 
@@ -219,7 +226,7 @@ def parse_groups(reply: Any) -> Sequence[str]:
     if not isinstance(reply, list):
         return ()
     maps = (item if isinstance(item, Mapping) else dict(zip(item[::2], item[1::2], strict=True)) for item in reply)
-    return [item[b"name"].decode() for item in maps]
+    return [item[b"name"].decode(errors="backslashreplace") for item in maps]
 
 
 def read_new(group: str, consumer: str, sources: Sequence[str], *, count: int, block_ms: int) -> Command:
@@ -253,6 +260,7 @@ class Delivery:
         noted: those of them that the entry itself tells of, and its delivery count does not.
         first_failed_at: RFC 3339 time of the first failure, empty before.
         last_span: ``traceparent`` of the last run, if one is known.
+        cut: values at the entry's end that are a retry's own; ``NOT_A_RETRY`` for what others put among them.
     """
 
     source: str
@@ -262,6 +270,7 @@ class Delivery:
     noted: int = 0
     first_failed_at: str = ""
     last_span: str | None = None
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +290,8 @@ NOTHING_READ: Final = Read((), ())
 _RETRY_NAMES: Final = (names.RETRY_ID, names.RETRY_ATTEMPTS, names.RETRY_FIRST_FAILED_AT, names.RETRY_SPAN)
 RETRY_VALUES: Final = 2 * len(_RETRY_NAMES)
 """How many values a retry appends to an entry's own."""
+NOT_A_RETRY: Final = -1
+"""In their place: the entry is in a retry stream, and is none."""
 
 
 def retry_fields(message_id: str, attempts: int, first_failed_at: str, span: str) -> list[str]:
@@ -326,14 +337,21 @@ def _delivery(source: str, source_id: str, count: int, fields: Sequence[bytes], 
     begun = max(0, count - 1)
     if stream is None:
         return Delivery(source, source_id, Entry(source, source_id, fields), begun)
-    own, noted = fields[:-RETRY_VALUES], [value.decode() for value in fields[-RETRY_VALUES:][1::2]]
-    message_id, attempts, first_failed_at, span = noted
+    own, appended = fields[:-RETRY_VALUES], fields[-RETRY_VALUES:]
+    try:
+        message_id, attempts, first_failed_at, span = (value.decode() for value in appended[1::2])
+        noted = int(attempts)
+        if not own or tuple(name.decode() for name in appended[::2]) != _RETRY_NAMES:
+            raise ValueError
+    except ValueError:  # undecodable bytes are one, too
+        return Delivery(source, source_id, Entry(stream, source_id, fields), begun, cut=NOT_A_RETRY)
     return Delivery(
         source,
         source_id,
         Entry(stream, message_id, own),
-        attempts=int(attempts) + begun,
-        noted=int(attempts),
+        attempts=noted + begun,
+        noted=noted,
         first_failed_at=first_failed_at,
         last_span=span or None,
+        cut=RETRY_VALUES,
     )

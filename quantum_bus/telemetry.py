@@ -95,7 +95,9 @@ class Telemetry:
             names.METRIC_LEASES_LOST, unit="{message}", description="Messages another consumer took over meanwhile."
         )
         self._recovered = meter.create_counter(
-            names.METRIC_RECOVERED, unit="{message}", description="Messages taken over from dead consumers."
+            names.METRIC_RECOVERED,
+            unit="{message}",
+            description="Messages taken over from consumers that are gone or gave them up.",
         )
         self._skipped = meter.create_counter(
             names.METRIC_SKIPPED,

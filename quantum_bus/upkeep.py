@@ -25,6 +25,8 @@ MOST_MARKS: Final = 1_000
 # Entries that one step looks at where no mark tells how many there are, and that it frees at most.
 PAGE: Final = 500
 FREED_TOGETHER: Final = 10_000
+# Seconds for which a group that vanished is waited for, and holds back what it had not handled.
+VANISHED: Final = 86_400
 # An alarm is over when so much of the cap is reached again.
 ALARM_ENDS: Final = 0.9
 
@@ -61,7 +63,9 @@ class Upkeep:
         keep = -1 if self._bus.keep is None else self._bus.keep
         step = max(1, keep // MARKS_IN_KEEP)
         return [
-            streams.UPKEEP.call([keys.stream, keys.notes, keys.marks], keep, step, MOST_MARKS, PAGE, FREED_TOGETHER)
+            streams.UPKEEP.call(
+                [keys.stream, keys.notes, keys.marks], keep, step, MOST_MARKS, PAGE, FREED_TOGETHER, VANISHED
+            )
             for keys in self._keys
         ]
 
@@ -76,7 +80,7 @@ class Upkeep:
             more = more or bool(goes_on)
             if length > self._bus.cap and keys.stream not in self._alarmed:
                 self._alarmed.add(keys.stream)
-                alarms.append(Alarm(keys.stream, length, group.decode()))
+                alarms.append(Alarm(keys.stream, length, group.decode(errors="backslashreplace")))
             elif length < self._bus.cap * ALARM_ENDS:
                 self._alarmed.discard(keys.stream)
         self._next = self._clock() + (SOON if more else _spread(EVERY))

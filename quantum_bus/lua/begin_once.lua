@@ -14,7 +14,10 @@ for i = 3, #KEYS do
   if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 0 then
     lost[#lost + 1] = id
   else
-    local mark = redis.call('GET', KEYS[i])
+    local mark = redis.pcall('GET', KEYS[i])
+    if type(mark) ~= 'string' then
+      mark = nil -- there is none, or something else stands in its place
+    end
     if mark and string.sub(mark, 1, 5) == 'done:' then
       redis.call('XACK', KEYS[1], ARGV[1], id)
       if ARGV[5] == '1' then
@@ -26,6 +29,7 @@ for i = 3, #KEYS do
     elseif mark and mark ~= own then
       busy[#busy + 1] = id
     elseif #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', ARGV[at + 1], 'JUSTID') == 0 then
+      redis.call('DEL', KEYS[i])
       gone[#gone + 1] = id -- since 7.0 claiming what the stream has no more takes it off the pending list
     else
       redis.call('SET', KEYS[i], own, 'PX', ARGV[6])

@@ -2,7 +2,7 @@
 -- KEYS[2] dead-letter stream   KEYS[3] completion stream   KEYS[4] mark of the message; none where the group keeps no marks
 -- ARGV[9..] further fields, names and values in turn
 -- Returns {'ok', new id}, or what move.lua says.
-local fields, refusal = fields_of_owned()
+local fields, refusal = fields_of_owned(KEYS[4])
 if not fields then
   return refusal
 end
@@ -15,8 +15,5 @@ for i = 9, #ARGV do
 end
 local id = redis.call('XADD', KEYS[2], '*', unpack(fields))
 settle(KEYS[3])
--- another entry under the message's id may be handled now
-if KEYS[4] and redis.call('GET', KEYS[4]) == 'run:' .. ARGV[7] then
-  redis.call('DEL', KEYS[4])
-end
+unmark(KEYS[4])
 return {'ok', id}

@@ -1,5 +1,6 @@
 -- What retry.lua and dead_letter.lua, which this is put before, have in common.
--- KEYS[1] stream   ARGV[1] group   ARGV[2] consumer   ARGV[3] entry id   ARGV[4] values to cut off its end (a retry's own)
+-- KEYS[1] stream   ARGV[1] group   ARGV[2] consumer   ARGV[3] entry id   ARGV[4] values to cut off its end: a
+-- retry's own, 0 in the stream itself, below 0 for what is no retry and among them
 -- ARGV[5] service   ARGV[6] completion entries to keep, 0 for none   ARGV[7] message's id   ARGV[8] record
 local function pack(values) -- as netstrings (length, colon, bytes): cmsgpack is not on every server
   local parts = {}
@@ -9,9 +10,16 @@ local function pack(values) -- as netstrings (length, colon, bytes): cmsgpack is
   return table.concat(parts)
 end
 
+-- Where the group keeps marks: another entry under the message's id may be handled now.
+local function unmark(mark)
+  if mark and redis.call('GET', mark) == 'run:' .. ARGV[7] then
+    redis.call('DEL', mark)
+  end
+end
+
 -- The message's own fields; or nil, and {'lost'} where another consumer owns the entry, {'absent'} where it is not pending
 -- at all, {'gone'} where the stream has it no more: then it is acknowledged, because nothing can be done for it.
-local function fields_of_owned()
+local function fields_of_owned(mark)
   local row = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
   if not row then
     return nil, {'absent'}
@@ -22,6 +30,7 @@ local function fields_of_owned()
   local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
   if #found == 0 then
     redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+    unmark(mark)
     return nil, {'gone'}
   end
   local fields = found[1][2]
@@ -34,7 +43,7 @@ end
 -- After the message is where it goes: take it off the pending list, and note its completion in `completed`.
 local function settle(completed)
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-  if tonumber(ARGV[4]) > 0 then
+  if tonumber(ARGV[4]) ~= 0 then
     redis.call('XDEL', KEYS[1], ARGV[3])
   end
   if ARGV[6] ~= '0' then

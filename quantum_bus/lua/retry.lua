@@ -1,8 +1,9 @@
 -- Schedule an entry for another attempt of this group: a copy is kept under its message's id, then it is acknowledged.
 -- KEYS[2] due times (sorted set)   KEYS[3] copies (hash)   KEYS[4] completion stream
+-- KEYS[5] mark of the message; none where the group keeps no marks
 -- ARGV[9] delay, milliseconds   ARGV[10..] further fields, names and values in turn
 -- Returns {'ok', due}, {'wide'} where the entry has more values than due.lua could add again, or what move.lua says.
-local fields, refusal = fields_of_owned()
+local fields, refusal = fields_of_owned(KEYS[5])
 if not fields then
   return refusal
 end

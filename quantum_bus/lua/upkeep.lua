@@ -2,6 +2,7 @@
 -- KEYS[1] stream   KEYS[2] notes (hash): each group's low-water mark, and two counts   KEYS[3] marks (sorted set): ids, by rank
 -- ARGV[1] handled entries to keep, -1 to free nothing   ARGV[2] entries between two marks, at least
 -- ARGV[3] marks to have at most   ARGV[4] entries to look at where there is no mark   ARGV[5] entries to free at most
+-- ARGV[6] seconds for which a group that vanished holds back what it had not handled
 -- Returns how many were freed, 1 where more can be, how many are left, and the group that has come least far.
 --
 -- An id does not tell how many entries stand before it, so marks do: ids with their rank, the number of entries ever added up
@@ -30,6 +31,7 @@ local function before(a, b)
 end
 
 local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
+local present = {}
 local needed, slowest -- the first id that some group may still need, and that group
 for _, row in ipairs(groups) do
   local group = {}
@@ -43,9 +45,36 @@ for _, row in ipairs(groups) do
     local previous = redis.call('XREVRANGE', KEYS[1], '(' .. first, '-', 'COUNT', 1)[1]
     low = previous and previous[1] or '0-0'
   end
+  present[group['name']] = true
   redis.pcall('HSET', KEYS[2], 'low:' .. group['name'], low)
   if not needed or before(first, needed) then
     needed, slowest = first, group['name']
+  end
+end
+
+-- what was a group's is kept for it for a while, where it vanished: it is made again at its mark (group.lua)
+local now = tonumber(redis.call('TIME')[1])
+local noted = redis.call('HGETALL', KEYS[2])
+local vanished = {}
+for i = 1, #noted, 2 do
+  local group = string.match(noted[i], '^low:(.*)$')
+  if group and present[group] then
+    redis.call('HDEL', KEYS[2], 'gone:' .. group)
+  elseif group then
+    vanished[group] = noted[i + 1]
+  end
+end
+for group, low in pairs(vanished) do
+  local since = redis.call('HGET', KEYS[2], 'gone:' .. group)
+  if since and now - tonumber(since) > tonumber(ARGV[6]) then
+    redis.call('HDEL', KEYS[2], 'low:' .. group, 'gone:' .. group)
+  else
+    if not since then
+      redis.pcall('HSET', KEYS[2], 'gone:' .. group, now)
+    end
+    if needed and before(low, needed) then
+      needed, slowest = low, group
+    end
   end
 end
 

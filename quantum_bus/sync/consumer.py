@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from quantum_bus import delivery, driver, journal, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
-from quantum_bus.breaker import Circuit
+from quantum_bus.breaker import FRESH_FIRST, Circuit
 from quantum_bus.config import BusConfig, SubscriberConfig
 from quantum_bus.delivery import Outcome
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -82,6 +82,7 @@ class Consumer:
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=monotonic)
         self._stopping = threading.Event()
         self._closed = False
+        self._lost = False  # whether a reply to a read was lost, and its entries are to be looked for
         self._context = contextvars.copy_context()
         self._reading = self._thread("reader", self._read)
         self._writing = self._thread("writer", self._write)
@@ -111,8 +112,23 @@ class Consumer:
         # daemons: a handler that hangs must not keep the process from ending once the bus is stopped
         context = self._context.copy()
         return threading.Thread(
-            target=lambda: context.run(target), name=f"quantum_bus {role} {self.config.group}", daemon=True
+            target=lambda: context.run(self._kept, role, target),
+            name=f"quantum_bus {role} {self.config.group}",
+            daemon=True,
         )
+
+    def _kept(self, role: str, work: Callable[[], None]) -> None:
+        """Have it done to its end: an error that was not foreseen is logged, and it begins anew."""
+        backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        while True:
+            try:
+                return work()
+            except Exception as error:  # noqa: BLE001 - a subscriber that stands still for ever would be worse
+                journal.internal_error(f"The {role} of {self.config.group}", error)
+                self._lost = True
+                time.sleep(backoff.next())
+                if self._closed or (self._stopping.is_set() and role != "writer"):
+                    return None
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -221,15 +237,14 @@ class Consumer:
 
     def _read(self) -> None:
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
-        lost = False
         while not self._stopping.is_set():
             try:
-                if lost:
+                if self._lost:
                     self._reader.identify()
                     if (refusal := self._recover_own()) is not None:
                         self._refused(refusal, backoff)
                         continue
-                    lost = False
+                    self._lost = False
                 room = self._await_room()
                 if not room:
                     continue
@@ -240,7 +255,7 @@ class Consumer:
                     raise reply
             except (ConnectionLost, ConfigurationError) as error:
                 # the reply may have been lost behind the read: its entries are this consumer's, and unseen
-                lost = True
+                self._lost = True
                 if not backoff.failures and not self._closed:
                     journal.connection_lost(error)
                 self._stopping.wait(backoff.next())
@@ -256,7 +271,7 @@ class Consumer:
     def _await_room(self) -> int:
         with self._changed:
             while (room := self._circuit.room(self._inbox.room())) < 1 and not self._stopping.is_set():
-                self._changed.wait(self._circuit.wait())
+                self._changed.wait(self._circuit.patience())
             return 0 if self._stopping.is_set() else room
 
     def _next_step(self, room: int) -> Step | None:
@@ -308,13 +323,13 @@ class Consumer:
         reply = self._commands.execute_one(command)
         if isinstance(reply, ConnectionLost):
             raise reply
-        self._tidy()
         if isinstance(reply, RedisError):
             self._sources.not_recovered()  # NOGROUP and the like: the next read meets it too, and says so
-            return
-        read = self._sources.recovered(reply)
-        self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where its renewals were late
-        self._take(read)
+        else:
+            read = self._sources.recovered(reply)
+            self._taken_over(self._inbox.not_held(read.deliveries))  # its own are among them where renewals were late
+            self._take(read)
+        self._tidy()
 
     def _recover_own(self) -> RedisError | None:
         """Take what Redis gave this consumer and it never saw: all that is its own, but for what it holds.
@@ -395,9 +410,9 @@ class Consumer:
                 held = self._inbox.lose(key)
                 if held is not None and key not in self._inbox:  # it was not begun: nobody here has acked it meanwhile
                     self._leads_no_more(key)
-            for key in keys.gone:
-                self._inbox.lose(key, gone=True)
+            deleted = [held for key in keys.gone if (held := self._inbox.lose(key, gone=True)) is not None]
             self._changed.notify_all()
+        self._say([command for held in deleted for command in self._sources.unmark(held)])
         for source, entry_id in keys.gone:
             self._deleted(source, entry_id)
 
@@ -425,23 +440,29 @@ class Consumer:
         with self._changed:
             while not self._stopping.is_set():
                 lets_run = self._circuit.lets_run()
-                if lets_run and (run := self._inbox.next_run()) is not None:
+                if lets_run and (run := self._inbox.next_run(parked=self._circuit.lets_parked_run())) is not None:
                     return run, self._circuit.began()
-                self._changed.wait(self._inbox.pause() if lets_run else self._circuit.wait())
+                if lets_run and self._circuit.lets_parked_run():
+                    self._changed.wait(self._inbox.pause())
+                else:
+                    wait = self._circuit.wait()
+                    self._changed.wait(None if wait is None else wait + FRESH_FIRST)
         return None
 
     def _begin(self, held: Sequence[Held]) -> None:
         """Note in Redis that a handler begins, so that a run whose process dies is counted."""
-        now = time.time()
-        for item in held:
-            item.begin(now)
         commands = self._sources.begin(held)
         backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        said = False
         while commands and not self._closed:
             with contextlib.suppress(QuantumBusError):  # the reader meets it too, and says so
                 replies = self._commands.execute(*commands)
                 self._not_begun(commands, replies)
-                commands = streams.refused(commands, replies)
+                refused = self._sources.refused(commands, replies)
+                commands = [command for command, _ in refused]
+                if refused and not said:
+                    journal.begin_refused(self.config, refused[0][1])
+                    said = True
             if self.config.idempotent is None and not self.config.ordered:
                 return  # where Redis did not answer: counted as not begun, should the process die now
             if commands:  # which of them are run is Redis's to say
@@ -471,39 +492,75 @@ class Consumer:
             journal.skipped(held.incoming, self.config.group)
 
     def _handle(self, given: Sequence[Held], probe: bool) -> None:
-        self._begin(given)
-        if self._succession is not None:
+        """Run the handler once that is noted, and have the outcomes written."""
+        outcomes: Sequence[tuple[Held, Outcome | None]] = ()
+        failed = turned = False
+        held: Sequence[Held] = ()
+        try:
+            held = self._begun(given)
+            if held:
+                outcomes, failed = self._run(held, probe)
+        except Exception as error:  # noqa: BLE001 - nobody would run it again while this consumer renews its lease
+            journal.internal_error(f"A run of {self._handler.name}", error)
             with self._changed:
-                begun = [item for item in given if not item.aside]
-                if not self._succession.may_run(begun):
-                    for item in begun:
-                        self._inbox.set_aside(item.key)
-        held = [item for item in given if not item.aside]
-        if not held:
+                for item in given:
+                    self._inbox.drop(item)
+            held = ()
+        finally:
             with self._changed:
                 self._inbox.ran(given)
-                if probe:
+                for item, outcome in outcomes:
+                    if outcome is not None:
+                        self._inbox.settling()
+                        self._outbox.post(item, outcome)
+                if held:
+                    turned = self._circuit.ended(failed, probe=probe)
+                elif probe:
                     self._circuit.void()
                 self._changed.notify_all()
-            return
+        if turned:
+            self._turned()
+
+    def _begun(self, given: Sequence[Held]) -> Sequence[Held]:
+        """What of a run may begin, once that is noted."""
+        now = time.time()
+        with self._changed:
+            for item in given:
+                item.begin(now)
+            turns = [item.turn for item in given]
+        self._begin(given)
+        with self._changed:
+            held = [item for item, turn in zip(given, turns, strict=True) if item.aside < turn]
+            if self._succession is not None and not self._succession.may_run(held):
+                for item in held:
+                    self._inbox.set_aside(item.key)
+                return ()
+        return held
+
+    def _run(self, held: Sequence[Held], probe: bool) -> tuple[Sequence[tuple[Held, Outcome | None]], bool]:
+        """Run the handler: the outcomes, and whether it speaks against what the handler needs."""
         settlement = ByHand(self)
         run = Run(held, self._handler, self.config, settlement)
         settlement.held = dict(zip(run.messages, run.held, strict=True))
-        with run.handling(self._telemetry, self.name) as handling:
-            error = self._call(run)
-            failed = self._circuit.counts(error) or run.was_nacked
-            outcomes = run.end(error, spare=probe and failed)
-            handling.finish(*run.summary(outcomes))
-        with self._changed:
-            self._inbox.ran(given)
-            for item, outcome in outcomes:
-                if outcome is not None:
-                    self._inbox.settling()
-                    self._outbox.post(item, outcome)
-            turned = self._circuit.ended(failed, probe=probe)
-            self._changed.notify_all()
-        if turned:
-            self._turned()
+        outcomes: Sequence[tuple[Held, Outcome | None]] | None = None
+        failed = False
+        try:
+            with run.handling(self._telemetry, self.name) as handling:
+                error = self._call(run)
+                failed = self._circuit.counts(error)
+                with self._changed:
+                    spare = (
+                        probe
+                        and failed
+                        and self._circuit.spares([(item.incoming.stream, item.incoming.id) for item in held])
+                    )
+                outcomes = run.end(error, spare=spare)
+                handling.finish(*run.summary(outcomes))
+        except Exception as broken:  # noqa: BLE001 - a span processor of the user's: the run counts as what it was
+            journal.internal_error(f"Telemetry of {self._handler.name}", broken)
+            if outcomes is None:
+                outcomes = run.end(broken)
+        return outcomes, failed
 
     def _turned(self) -> None:
         """The circuit breaker has opened or closed."""
@@ -522,7 +579,7 @@ class Consumer:
                 process(run.subject)
             else:
                 _bounded(process, run.subject, self.config.timeout)
-        except Exception as error:  # noqa: BLE001 - a handler's error becomes an outcome
+        except BaseException as error:  # noqa: BLE001 - a handler's error becomes an outcome; sys.exit() ends no worker
             journal.handler_failed(self._handler.name, run.messages, error)
             return error
         return None

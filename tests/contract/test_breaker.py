@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+import quantum_bus.breaker
 from quantum_bus import Breaker, ConfigurationError, Event, EventBus, Message, Reject, Retry, names
 from tests.contract.conditions import Gate, eventually
 from tests.contract.entries import all_acked, pending, stored
 from tests.contract.recording import Recorder
-from tests.contract.twins import Bus, Buses, blocking
+from tests.contract.twins import Bus, Buses, blocking, settled
 
 QUICK = Breaker(minimum=4, window=60.0, pause=0.1, maximum=0.2)
 LONG = Breaker(minimum=2, pause=600.0, maximum=600.0)
@@ -167,6 +168,52 @@ async def test_a_probe_that_rejects_its_message_dead_letters_it_all_the_same(
     async with bus:
         await eventually(lambda: all_acked(redis_client, stream))
     assert len(await stored(redis_client, dlq)) == 3
+
+
+async def test_what_is_bad_in_itself_holds_up_no_other_and_is_dead_lettered(
+    buses: Buses,
+    redis_client: redis.asyncio.Redis,
+    stream: str,
+    dlq: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Where what was parked was probed first, the good ones were never read; without a bound the bad ones had no end.
+    monkeypatch.setattr(quantum_bus.breaker, "MOST_SPARED", 1)
+    for ordered in (False, True):
+        caplog.clear()
+        name = f"{stream}-{ordered}"
+        bus = buses()
+        handled: list[Any] = []
+
+        @bus.subscriber(name, ordered=ordered, retry=Retry(max_attempts=3, initial=0.01, maximum=0.02), breaker=QUICK)
+        async def handle(message: Message, handled: list[Any] = handled) -> None:
+            if str(message.key).startswith("bad"):
+                raise ValueError
+            handled.append(message.data)
+
+        await bus.publish_many(name, [Event(number, key=f"bad-{number}") for number in range(4)])
+        async with bus:
+            await eventually(lambda: events(caplog, names.EVENT_BUS_BREAKER_OPENED))
+            await bus.publish_many(name, [Event(number, key=f"good-{number}") for number in range(6)])
+            await eventually(lambda handled=handled: len(handled) == 6)
+            await eventually(lambda name=name: all_acked(redis_client, name))
+        assert len(await stored(redis_client, dlq.replace(stream, name))) == 4
+
+
+async def test_asking_for_another_attempt_is_no_failure(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = buses()
+
+    @bus.subscriber(stream, retry=Retry(max_attempts=3), breaker=LONG)
+    async def handle(message: Message) -> None:
+        await settled(message.nack(delay=0.0))
+
+    await bus.publish_many(stream, [{}] * 10)
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+    assert events(caplog, names.EVENT_BUS_BREAKER_OPENED) == []
 
 
 @pytest.mark.parametrize("breaker", [True, 5, "on", Breaker])

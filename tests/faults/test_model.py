@@ -322,7 +322,7 @@ class Model(RuleBasedStateMachine):
     def trim(self, data: st.DataObject) -> None:
         keys = Keys.of(STREAM, GROUPS[0])
         keep = data.draw(st.sampled_from([0, 0, 3]))
-        ((freed, _, left, _),) = self.do(streams.UPKEEP.call([STREAM, keys.notes, keys.marks], keep, 1, 10, 5, 100))
+        ((freed, _, left, _),) = self.do(streams.UPKEEP.call([STREAM, keys.notes, keys.marks], keep, 1, 10, 5, 100, 60))
         self.trimmed += freed
         assert left >= keep or not freed
 

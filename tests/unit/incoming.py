@@ -2,7 +2,7 @@
 
 from quantum_bus.envelope import Entry, Incoming, decode
 from quantum_bus.inbox import Held
-from quantum_bus.streams import Keys
+from quantum_bus.streams import RETRY_VALUES, Keys
 
 
 def entry(number: int = 1, stream: str = "s", data: bytes = b"{}", **fields: str) -> Entry:
@@ -32,4 +32,5 @@ def held(number: int = 1, stream: str = "s", *, retried: int = 0, begun: int = 0
         attempt=retried + begun,
         noted=retried,
         unsettled=unsettled or begun > 0,
+        cut=RETRY_VALUES if retried else 0,
     )

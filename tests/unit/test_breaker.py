@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantum_bus import Breaker, ConfigurationError, Reject
-from quantum_bus.breaker import SLOTS, Circuit, CircuitState
+from quantum_bus.breaker import FRESH_FIRST, MOST_SPARED, SLOTS, Circuit, CircuitState
 from tests.unit.clock import Clock
 
 CLOSED, HALF_OPEN, OPEN = CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN
@@ -106,6 +106,34 @@ def test_a_probe_that_did_not_run_leaves_room_for_another(clock: Clock) -> None:
     assert circuit.began()
     circuit.void()
     assert circuit.lets_run()
+
+
+def test_a_message_is_spared_only_so_often_until_the_circuit_closes(clock: Clock) -> None:
+    circuit = opened(clock)
+    assert [circuit.spares(["a", "b"]) for _ in range(MOST_SPARED + 1)] == [True] * MOST_SPARED + [False]
+    assert circuit.spares(["c"])
+    assert not circuit.spares(["a"])
+    clock.now += 5.0
+    run(circuit, failed=False)
+    assert circuit.spares(["a"])
+
+
+def test_what_was_tried_before_gives_way_to_what_can_be_read(clock: Clock) -> None:
+    circuit = opened(clock)
+    clock.now += 5.0
+    assert (circuit.lets_run(), circuit.lets_parked_run()) == (True, False)
+    clock.now += FRESH_FIRST
+    assert circuit.lets_parked_run()
+    run(circuit, failed=False)
+    assert circuit.lets_parked_run()
+
+
+def test_a_reader_without_room_does_not_wait_for_a_breaker_that_lets_run(clock: Clock) -> None:
+    # It asked again and again, as fast as it could, while a probe was due and there was no room for it.
+    circuit = opened(clock)
+    assert circuit.patience() == 5.0
+    clock.now += 5.0
+    assert (circuit.wait(), circuit.patience()) == (0, None)
 
 
 def test_by_hand_it_is_paused_in_every_state(clock: Clock) -> None:

@@ -62,9 +62,16 @@ def test_the_consumer_hears_nothing_while_all_is_its_own() -> None:
 def test_a_refusal_or_a_broken_connection_is_no_renewal_and_no_loss() -> None:
     holder = Holder(("s", "1-0"), ("t", "2-0"))
     lease = holder.lease()
-    for failure in (ResponseError("NOGROUP no such group"), ConnectionLost("away")):
+    for failure in (ResponseError("ERR something else"), ConnectionLost("away")):
         assert not lease.answered(lease.commands(), [[[], []], failure])
     assert holder.told == []
+
+
+def test_with_a_group_all_that_was_held_of_it_is_lost() -> None:
+    holder = Holder(("s", "1-0"), ("t", "2-0"), ("t", "3-0"))
+    lease = holder.lease()
+    assert not lease.answered(lease.commands(), [[[], []], ResponseError("NOGROUP no such group")])
+    assert holder.told == [NotOwned([("t", "2-0"), ("t", "3-0")], [])]
 
 
 def test_what_was_answered_beside_a_failure_counts() -> None:

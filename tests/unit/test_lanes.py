@@ -299,7 +299,9 @@ def test_what_turns_out_not_to_be_run_frees_its_key_or_waits_with_it(clock: Cloc
     assert inbox.next_run() is None
     clock.now = 1.0
     assert inbox.next_run() == [copy]
-    assert (copy.attempt, copy.aside) == (0, False)
+    assert (copy.attempt, copy.aside) == (0, 1)
+    copy.begin(0.0)
+    assert copy.aside < copy.turn, "in its next turn it is run"
 
 
 def test_what_is_settled_while_a_page_of_what_is_pending_is_under_way_is_not_taken_again(

@@ -124,8 +124,27 @@ def test_a_retry_is_the_message_as_published_and_what_is_noted_of_its_attempts()
             noted=2,
             first_failed_at="2026-01-03T10:15:23.456789Z",
             last_span=SPAN,
+            cut=streams.RETRY_VALUES,
         ),
         Delivery("t", "3-0", Entry("t", "3-0", [b"a", b"b"])),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [b"a", b"b"],
+        [b"a", b"b"] * 6,
+        retried()[-streams.RETRY_VALUES :],
+        [b"c", b"d", *[b"x" if part == b"2" else part for part in retried()[-streams.RETRY_VALUES :]]],
+        [b"c", b"d", *[b"\xff" if part == SPAN.encode() else part for part in retried()[-streams.RETRY_VALUES :]]],
+    ],
+)
+def test_what_others_put_into_a_retry_stream_is_known_as_no_retry(fields: list[bytes]) -> None:
+    # It raised, and ended the reader of whoever got it.
+    read = streams.parse_read([[RETRY_STREAM.encode(), [[b"77-0", fields]]]], {RETRY_STREAM: "s"})
+    assert read.deliveries == [
+        Delivery(RETRY_STREAM, "77-0", Entry("s", "77-0", fields), cut=streams.NOT_A_RETRY),
     ]
 
 

@@ -19,7 +19,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep.random, "uniform", lambda low, high: (low + high) / 2)
 
 
-def made(clock: Clock, *names: str, keep: int | None = 1_000, cap: int = 100) -> Upkeep:
+def made(clock: Clock, *names: str, keep: int | None = 50, cap: int = 100) -> Upkeep:
     config = BusConfig(url=None, service="svc", keep=keep, cap=cap)
     return Upkeep([Keys.of(name, "g") for name in names or ("s",)], config, clock=clock)
 
@@ -45,7 +45,7 @@ def test_where_there_is_more_to_free_it_goes_on_soon(clock: Clock) -> None:
 
 @pytest.mark.parametrize(("keep", "told", "step"), [(1_000, 1_000, 1_000 // MARKS_IN_KEEP), (3, 3, 1), (0, 0, 1)])
 def test_what_is_kept_is_counted_finely_enough(clock: Clock, keep: int, told: int, step: int) -> None:
-    [command] = made(clock, keep=keep).commands()
+    [command] = made(clock, keep=keep, cap=10_000).commands()
     assert command[:2] == ("EVALSHA", streams.UPKEEP.sha)
     assert command[6:8] == (told, step)
 
