@@ -20,12 +20,17 @@ EXCHANGE_LATENCY: Final = 0.005
 SLIPPAGE: Final = 0.0005
 
 
+def order_id_of(intent: Intent) -> str:
+    """The order's id, known before the exchange is asked. It follows from the intent's: asked twice, it is one."""
+    return intent.intent_id.replace("intent", "order", 1)
+
+
 async def place_order(intent: Intent) -> Execution:
-    """What an exchange would do. The order's id follows from the intent's: asked twice, it is one order."""
+    """What an exchange would do."""
     await asyncio.sleep(EXCHANGE_LATENCY)
     worse = 1 + SLIPPAGE if intent.side == "BUY" else 1 - SLIPPAGE
     return Execution(
-        order_id=intent.intent_id.replace("intent", "order", 1),
+        order_id=order_id_of(intent),
         intent_id=intent.intent_id,
         symbol=intent.symbol,
         side=intent.side,
@@ -41,7 +46,9 @@ def make_bus(log: Logger, **options: Any) -> EventBus:
     @bus.subscriber(INTENT_STREAM, **options)
     async def execute(intent: Intent) -> None:
         log_intent_received(log, intent.intent_id, intent.symbol, intent.confidence)
-        log_order_submit(log, intent.symbol, intent.side, intent.qty, ORDER_TYPE, intent_id=intent.intent_id)
+        # By its order_id an order that gets no answer is noticed.
+        ids = {"order_id": order_id_of(intent), "intent_id": intent.intent_id}
+        log_order_submit(log, intent.symbol, intent.side, intent.qty, ORDER_TYPE, **ids)
         submitted = perf_counter()
         execution = await place_order(intent)
         latency_ms = round((perf_counter() - submitted) * 1000, 3)

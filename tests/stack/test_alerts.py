@@ -1,10 +1,12 @@
 """Alerts on the live stack, with their waiting times cut short: see tests/stack/alerting.py for what is cut."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
@@ -160,6 +162,33 @@ def test_a_service_that_logged_an_hour_ago_and_no_more_is_told_of(
     write(stack, "auto_executor", line("auto_executor", "LOG"))
     watch.wait_posted("ServiceLogsMissing", "resolved")
     assert {alert["labels"]["service"] for alert in watch.posted("ServiceLogsMissing", "firing")} == {"auto_executor"}
+
+
+def test_a_queue_on_disk_that_fills_while_loki_is_away_is_told_of(
+    stack: Stack, start: Callable[[Program], Running], watch: Watch
+) -> None:
+    """The queue is made small; its size and its capacity are both in bytes."""
+    program = collector(stack)
+    capacity = 4_000_000
+    start(replace(program, env={**program.env, "QUANTUM_QUEUE_BYTES": str(capacity)}))
+    start(quick_prometheus(stack))
+    write(stack, "auto_executor", *(line("auto_executor", "LOG", text="x" * 1000) for _ in range(1_000)))
+    watch.wait(lambda: 0.2 < queued(stack) / capacity < 0.8, "a quarter of the queue used")
+    assert "LogQueueNearlyFull" not in watch.firing()
+    write(stack, "auto_executor", *(line("auto_executor", "LOG", text="x" * 1000) for _ in range(5_000)))
+    told = watch.wait_posted("LogQueueNearlyFull", "firing")
+    assert re.match(r"(8|9)\d(\.\d+)?% |100% ", told["annotations"]["description"])
+    start(quick_loki(stack))
+    watch.wait_posted("LogQueueNearlyFull", "resolved")
+
+
+def queued(stack: Stack) -> float:
+    """What the collector's queue to Loki holds."""
+    text = httpx.get(f"http://127.0.0.1:{stack.ports.self_metrics}/metrics").raise_for_status().text
+    [size] = re.findall(
+        r'^otelcol_exporter_queue_size\{[^}]*exporter="otlp_http/loki"[^}]*\} (\S+)$', text, re.MULTILINE
+    )
+    return float(size)
 
 
 INFRASTRUCTURE = {"RedisConnectionLoss", "LokiDown", "CollectorDown", "ExporterDown", "AlertmanagerDown"}
