@@ -209,7 +209,7 @@ def publish_error(error: RedisError, stream: str) -> PublishError:
             f"the key {stream!r} is not a stream, or a side key of it is of another type; publish to another name, or "
             f"remove that key ({error})"
         )
-    if isinstance(error, NoPermissionError):
+    if is_not_permitted(error):
         return PublishError(f"this Redis user may not XADD to {stream!r}: ACL SETUSER … +xadd ~{stream} ({error})")
     if is_disk_failing(error):
         return PublishError(f"Redis refused the message for {stream!r}, and it is not stored: {_DISK} ({error})")
@@ -221,6 +221,13 @@ def publish_error(error: RedisError, stream: str) -> PublishError:
     return PublishError(f"Redis refused the message for {stream!r}: {error}")
 
 
+def is_not_permitted(error: object) -> bool:
+    """NOPERM: this user may not do that; of a script's own command servers tell it in words."""
+    return isinstance(error, NoPermissionError) or (
+        isinstance(error, ResponseError) and "user executing the script can't" in str(error)
+    )
+
+
 def group_error(error: RedisError, stream: str, group: str) -> QuantumBusError:
     """A reply to XGROUP CREATE that says no."""
     if is_wrong_type(error) or "wrong kind of value" in str(error):
@@ -228,10 +235,10 @@ def group_error(error: RedisError, stream: str, group: str) -> QuantumBusError:
             f"the key {stream!r} is not a stream, so {group!r} cannot subscribe to it; name another stream, or remove "
             f"that key ({error})"
         )
-    if isinstance(error, NoPermissionError):
+    if is_not_permitted(error):
         return ConfigurationError(
             f"this Redis user may not make the group {group!r} on {stream!r}; grant it: ACL SETUSER … "
-            f"+xgroup ~{stream} ({error})"
+            f"+xgroup +evalsha +eval ~{stream} ~{{{stream}}}:* ({error})"
         )
     if is_out_of_memory(error):
         reason = f"Redis is at its maxmemory; trim streams, or give it more memory ({error})"

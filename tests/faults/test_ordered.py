@@ -20,7 +20,7 @@ from quantum_bus import Event, Message, Retry, names, streams
 from quantum_bus.demo.redis_server import RedisProcess
 from quantum_bus.streams import Keys, Script
 from tests.contract.conditions import eventually
-from tests.contract.entries import all_acked
+from tests.contract.entries import all_acked, delivered, pending
 from tests.contract.twins import Buses
 from tests.faults.proxy import Proxy
 from tests.faults.victim import GO, NOTES
@@ -144,6 +144,13 @@ async def test_a_leader_that_was_stopped_past_its_lease_changes_nothing_and_stan
     leader, standby = await two_consumers(consumers, redis_client, concurrency=4)
     await publish(buses, count, n1=[["wait"]])
     await eventually(lambda: notes(redis_client, pid=leader, n=1))
+    behind = [number for number in range(count) if KEYS[number % len(KEYS)] == KEYS[1]]
+
+    async def only_its_key_waits() -> bool:  # a run that was about to begin would begin on waking
+        last = (await redis_client.xrevrange("s", count=1))[0][0].decode()
+        return await delivered(redis_client, "s") == last and len(await pending(redis_client, "s")) == len(behind)
+
+    await eventually(only_its_key_waits)
     consumers.send(leader, signal.SIGSTOP)
     await eventually(lambda: notes(redis_client, pid=standby, n=1, attempt=2))
     before = len(await notes(redis_client))

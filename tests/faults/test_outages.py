@@ -300,7 +300,7 @@ async def test_a_user_that_may_not_make_the_group_is_told_what_to_grant(
 ) -> None:
     await redis_client.execute_command("ACL", "SETUSER", "some", "on", ">secret", "~*", "+@all", "-xgroup")
     url = own_redis.url.replace("redis://", "redis://some:secret@")
-    with pytest.raises(ConfigurationError, match=r"\+xgroup ~s"):
+    with pytest.raises(ConfigurationError, match=r"\+xgroup .*~s"):
         await listening(buses, [], url=url).start()
     await redis_client.execute_command("ACL", "SETUSER", "some", "-xadd")
     with pytest.raises(PublishError, match=r"\+xadd ~s"):
