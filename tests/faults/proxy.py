@@ -111,6 +111,10 @@ class Proxy:
         """
         self._refusal = (f"-{error}\r\n".encode(), frozenset(commands)) if error else None
 
+    def answer_in_http(self) -> None:
+        """Answer every command as a web server would that has taken Redis's place; `refuse_commands("")` ends it."""
+        self._refusal = (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", frozenset())
+
     def cut_between_bytes(self, offsets: Iterator[tuple[str, int]]) -> None:
         """Close each connection that is made from now on when so many bytes have passed it.
 
