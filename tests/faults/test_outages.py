@@ -151,17 +151,22 @@ async def test_what_every_try_has_refused_is_known_not_to_be_stored(
     redis-py strips them from the text, and LOADING broke the connection each time."""
     bus = buses(url=proxy.url)
     await bus.publish("warm", 0, **options)
+    # So long that no try, which has a share of it for its answer, is unanswered on a machine that is busy.
+    patience = 4 * SOON
     for error, advice in PASSING.items():
         proxy.refuse_commands(error)
         tries = proxy.refused.total()
-        with pytest.raises(PublishError, match="it is not stored") as refused:
-            await bus.publish("s", 1, timeout=SOON, **options)
-        assert type(refused.value) is PublishError, error
-        assert advice in str(refused.value)
-        assert isinstance(refused.value.__cause__, redis.exceptions.RedisError)
-        [result] = await bus.publish_many("s", [quantum_bus.Event(1, **options)], timeout=SOON)
+        refused, [result] = await asyncio.gather(
+            bus.publish("s", 1, timeout=patience, **options),
+            bus.publish_many("s", [quantum_bus.Event(1, **options)], timeout=patience),
+            return_exceptions=True,
+        )
+        assert type(refused) is PublishError, error
+        assert "it is not stored" in str(refused)
+        assert advice in str(refused)
+        assert isinstance(refused.__cause__, redis.exceptions.RedisError)
         assert type(result) is PublishError, error
-        assert 4 <= proxy.refused.total() - tries <= 50, "with pauses: 0.05 s at first, doubled each time"
+        assert 4 <= proxy.refused.total() - tries <= 60, "with pauses: 0.05 s at first, doubled each time"
     proxy.refuse_commands("")
     assert not await stored(redis_client, "s")
     assert (await bus.publish("s", 2, **options)).id
@@ -366,7 +371,7 @@ async def test_consumers_in_trouble_ask_with_pauses_say_it_once_and_then_handle_
     assert dead == sorted(n for n in range(36) if n % 3 == 2 for _ in groups)
     # What asks: two readers, and as many outcomes as are held, each by a script that counts twice; a tick besides.
     tries = LASTS / (LONGEST / 2)
-    assert asked <= 2 * tries * (2 + 2 * 2 * 6) + 60, proxy.commands
+    assert asked <= 3 * tries * (2 + 2 * 2 * 6) + 60, proxy.commands
     assert reconnected <= 2 * tries
     assert spent < LASTS / 2
     per_group = {"BUS_READ_FAILED": 1, "BUS_CONNECTION_LOST": 1, "BUS_SETTLE_FAILED": 2, "BUS_DEAD_LETTER_FAILED": 1}
