@@ -30,28 +30,33 @@ stack: $(VENV)/.runtime tools  ## the demo's services with the collector, Loki a
 
 # --- test it
 
+# Side by side where tests mostly wait: for replies, and for leases that run out.
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := --numprocesses=4 --dist=worksteal
+# How much of the fault suite: short, whole or long; see tests/faults/README.md.
+FAULTS ?= short
+
 .PHONY: test
 test: tools lint system-packages  ## everything: lint and all tiers of tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTEST) tests/faults --faults=$(FAULTS) $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTEST) tests/packaging tests/stack $(ARGS)
 
 .PHONY: test-unit test-contract test-packaging
 test-unit test-contract test-packaging: test-%: install  ## one tier
-	$(BIN)/python -m pytest tests/$* $(ARGS)
+	$(PYTEST) tests/$* $(ARGS)
 
 .PHONY: test-stack
 test-stack: install tools  ## the tier on the real collector, Loki and their neighbours
-	$(BIN)/python -m pytest tests/stack $(ARGS)
-
-# Side by side: most of the time they wait for leases that run out.
-FAULTS = $(BIN)/python -m pytest tests/faults --numprocesses=4 --dist=worksteal
+	$(PYTEST) tests/stack $(ARGS)
 
 .PHONY: test-faults
 test-faults: install system-packages  ## the tier of what happens when servers and processes die, in its short form
-	$(FAULTS) $(ARGS)
+	$(PYTEST) tests/faults --faults=$(FAULTS) $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: faults
 faults: install system-packages  ## the same, whole; or for hours: make faults ARGS=--faults=long
-	$(FAULTS) --faults=whole $(ARGS)
+	$(PYTEST) tests/faults --faults=whole $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: lint
 lint: install tools  ## style, types, which module may import which, and every configuration by its own program

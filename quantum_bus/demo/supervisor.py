@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Final, Self
 
-DEFAULT_STOP_SECONDS: Final = 5.0
+DEFAULT_STOP_SECONDS: Final = 15.0
 _DIE_WITH_PARENT: Final = Path(__file__).with_name("die_with_parent.py")
 _SAID_BYTES: Final = 4_000
 

@@ -15,6 +15,7 @@ TIERS = ("tests/unit", "tests/contract")
 LONG = "--ignore=tests/contract/test_memory.py"  # 200,000 messages, whose memory no setting changes
 NEWEST = ("-k", "not 6.2 and not fakeredis")  # what a setting changes shows on one server
 AT_ONCE = 2
+SIDE_BY_SIDE = ("--numprocesses=2", "--dist=worksteal")  # most tests wait most of the time
 
 
 @cache
@@ -45,7 +46,8 @@ def results(install: Install, suite: Path) -> Iterator[Callable[[str], str]]:
         python = install(lock, interpreter)
         imported_from = run(python, "-c", "import quantum_bus; print(quantum_bus.__file__)", cwd=suite).strip()
         assert Path(imported_from).is_relative_to(python.parents[1]), "the installed package, not the checkout's"
-        return run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NEWEST, LONG, *TIERS, cwd=suite)
+        options = ("-q", "-p", "no:cacheprovider", *SIDE_BY_SIDE, *NEWEST, LONG)
+        return run(python, "-m", "pytest", *options, *TIERS, cwd=suite)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         begun: dict[str, Future[str]] = {name: pool.submit(passed, *each) for name, each in settings().items()}

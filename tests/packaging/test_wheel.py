@@ -10,7 +10,7 @@ import pytest
 from tests.packaging.conftest import CHECKOUT, Install, run
 
 # Their own third parties come with an extra; the message that says so is tested where they are.
-NEEDS_AN_EXTRA = {"otel", "testing", "cli", "demo"}
+NEEDS_AN_EXTRA = {"cli", "demo", "otel", "otlp", "scraping", "testing"}
 MOST_PACKAGES = 9
 
 
