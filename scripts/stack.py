@@ -32,6 +32,8 @@ READY_SECONDS = 60.0
 _SCRAPED = ("prometheus", "alertmanager", "loki", "self_metrics", "metrics", "exporter")
 # Loki writes its chunks out when asked to stop, which takes longer than honcho's five seconds.
 STOP_SECONDS = 30
+# One order of so many goes wrong, at the demo's two a second every ten seconds one.
+TROUBLE_EVERY = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +268,27 @@ def redis(stack: Stack) -> Program:
     return Program("redis", tuple(argv))
 
 
-def service(stack: Stack, name: str) -> Program:
-    """One of the demo's services, started once Redis answers."""
+def service(stack: Stack, name: str, *arguments: str, metrics_every: float = 15.0) -> Program:
+    """One of the demo's services, started once Redis answers. It sends spans, and metrics every so many seconds."""
     host, _, port = stack.redis_url.rpartition("/")[0].rpartition("@")[2].removeprefix("redis://").partition(":")
-    command = (sys.executable, "-m", f"quantum_bus.demo.{name}")
+    command = (sys.executable, "-m", f"quantum_bus.demo.{name}", *arguments)
     return Program(
         name,
         (sys.executable, __file__, "--when-open", f"{host or HOST}:{port or 6379}", *command),
-        {"QUANTUM_BUS_URL": stack.redis_url, "QUANTUM_LOG_DIR": str(stack.logs), "PYTHONUNBUFFERED": "1"},
+        {
+            "QUANTUM_BUS_URL": stack.redis_url,
+            "QUANTUM_LOG_DIR": str(stack.logs),
+            "PYTHONUNBUFFERED": "1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": stack.otlp_url,
+            "OTEL_METRIC_EXPORT_INTERVAL": str(int(metrics_every * 1000)),
+        },
     )
+
+
+def demo_services(stack: Stack, *, metrics_every: float = 15.0, trouble_every: int = TROUBLE_EVERY) -> list[Program]:
+    """The demo's services, with an exchange that now and then gives no answer or refuses an order."""
+    arguments = {"auto_executor": (f"--trouble-every={trouble_every}",)}
+    return [service(stack, name, *arguments.get(name, ()), metrics_every=metrics_every) for name in SERVICES]
 
 
 def wait_until(condition: Callable[[], bool], *, timeout: float, what: str, interval: float = 0.1) -> None:
@@ -355,6 +369,7 @@ def _banner(stack: Stack) -> str:
             f"""  {logcli} '{{service_name=~".+"}} |= "ORDER_"'""",
             f"""  {logcli} '{{service_name=~".+"}} |= "ORDER_" | correlation_id="…"'""",
             "",
+            f"One order of {TROUBLE_EVERY} goes wrong on purpose: DeadLettersArriving will be told.",
             "Ctrl-C stops everything.",
             "",
         ]
@@ -370,7 +385,7 @@ def run(folder: Path, *, seconds: float | None) -> int:
     stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
     stack.make_folders()
     watching = [exporter(stack), prometheus(stack), notified(stack), alertmanager(stack)]
-    programs = [loki(stack), collector(stack), *watching, *(service(stack, name) for name in SERVICES)]
+    programs = [loki(stack), collector(stack), *watching, *demo_services(stack)]
     if not url:
         programs.insert(0, redis(stack))
 

@@ -1,20 +1,29 @@
-"""auto_executor: turns intents into orders at an exchange. ``python -m quantum_bus.demo.auto_executor``"""
+"""auto_executor: turns intents into orders at an exchange. ``python -m quantum_bus.demo.auto_executor``
+
+With ``--trouble-every N`` one order of N goes wrong, so that there is something to see of errors, retries and dead
+letters.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import count
 from time import perf_counter
 from typing import Any, Final
 
 from quantum_bus import names
 from quantum_bus.bus import EventBus
-from quantum_bus.demo.service import consumer_options, run_service
+from quantum_bus.config import Breaker
+from quantum_bus.demo.service import consumer_parser, run_service
 from quantum_bus.demo.trading import AUTO_EXECUTOR, EXECUTION_STREAM, INTENT_STREAM, Execution, Intent
-from quantum_bus.jsonlog import Logger, log_intent_received, log_order_response, log_order_submit
+from quantum_bus.errors import Reject
+from quantum_bus.jsonlog import Logger, log_intent_received, log_order_error, log_order_response, log_order_submit
+from quantum_bus.message import Message
 
 ORDER_TYPE: Final = "MARKET"
 STATUS_FILLED: Final = "FILLED"
+STATUS_REJECTED: Final = "REJECTED"
 # How long the exchange takes to answer, seconds.
 EXCHANGE_LATENCY: Final = 0.005
 SLIPPAGE: Final = 0.0005
@@ -25,34 +34,69 @@ def order_id_of(intent: Intent) -> str:
     return intent.intent_id.replace("intent", "order", 1)
 
 
-async def place_order(intent: Intent) -> Execution:
-    """What an exchange would do."""
-    await asyncio.sleep(EXCHANGE_LATENCY)
-    worse = 1 + SLIPPAGE if intent.side == "BUY" else 1 - SLIPPAGE
-    return Execution(
-        order_id=order_id_of(intent),
-        intent_id=intent.intent_id,
-        symbol=intent.symbol,
-        side=intent.side,
-        qty=intent.qty,
-        price=round(intent.price * worse, 2),
-    )
+class ExchangeTimeout(Exception):
+    """The exchange gave no answer; asked again, it will."""
 
 
-def make_bus(log: Logger, **options: Any) -> EventBus:
-    """The service's bus: one subscriber, ``options`` as it takes them."""
+class OrderRefused(Exception):
+    """The exchange does not want this order, however often it is asked."""
+
+
+class Exchange:
+    """What an exchange would do.
+
+    Args:
+        trouble_every: of so many orders one gets no answer at first, and the one after as many again is refused, in
+            turn; 0 for an exchange that is always well.
+    """
+
+    def __init__(self, trouble_every: int = 0) -> None:
+        self._trouble_every = trouble_every
+        self._placed = count(1)
+
+    async def place_order(self, intent: Intent, *, attempt: int) -> Execution:
+        await asyncio.sleep(EXCHANGE_LATENCY)
+        if self._trouble_every and attempt == 1:
+            trouble, rest = divmod(next(self._placed), self._trouble_every)
+            if rest == 0 and trouble % 2:
+                raise ExchangeTimeout(f"no answer to {order_id_of(intent)}")
+            if rest == 0:
+                raise OrderRefused(f"not enough margin for {intent.qty} {intent.symbol}")
+        worse = 1 + SLIPPAGE if intent.side == "BUY" else 1 - SLIPPAGE
+        return Execution(
+            order_id=order_id_of(intent),
+            intent_id=intent.intent_id,
+            symbol=intent.symbol,
+            side=intent.side,
+            qty=intent.qty,
+            price=round(intent.price * worse, 2),
+        )
+
+
+def make_bus(log: Logger, *, trouble_every: int = 0, **options: Any) -> EventBus:
+    """The service's bus: one subscriber, ``options`` as it takes them; ``trouble_every`` of :class:`Exchange`."""
     bus = EventBus(service=AUTO_EXECUTOR)
+    exchange = Exchange(trouble_every)
 
-    @bus.subscriber(INTENT_STREAM, **options)
-    async def execute(intent: Intent) -> None:
+    # While the exchange is away, intents wait in their stream instead of using up their attempts.
+    @bus.subscriber(INTENT_STREAM, breaker=Breaker(), **options)
+    async def execute(intent: Intent, message: Message) -> None:
         log_intent_received(log, intent.intent_id, intent.symbol, intent.confidence)
         # By its order_id an order that gets no answer is noticed.
         ids = {"order_id": order_id_of(intent), "intent_id": intent.intent_id}
         log_order_submit(log, intent.symbol, intent.side, intent.qty, ORDER_TYPE, **ids)
         submitted = perf_counter()
-        execution = await place_order(intent)
+        refusal: OrderRefused | None = None
+        try:
+            execution = await exchange.place_order(intent, attempt=message.attempt)
+        except OrderRefused as error:
+            refusal = error
         latency_ms = round((perf_counter() - submitted) * 1000, 3)
-        log_order_response(log, execution.order_id, intent.symbol, STATUS_FILLED, latency_ms=latency_ms)
+        status = STATUS_FILLED if refusal is None else STATUS_REJECTED
+        log_order_response(log, ids["order_id"], intent.symbol, status, latency_ms=latency_ms)
+        if refusal is not None:
+            log_order_error(log, intent.symbol, str(refusal), **ids)
+            raise Reject(str(refusal)) from refusal
         await bus.publish(EXECUTION_STREAM, execution, event=names.EVENT_ORDER_FILLED, key=intent.symbol)
 
     return bus
@@ -60,7 +104,13 @@ def make_bus(log: Logger, **options: Any) -> EventBus:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the service; its exit code."""
-    options = consumer_options(AUTO_EXECUTOR, __doc__ or "", arguments)
+    parser = consumer_parser(AUTO_EXECUTOR, __doc__ or "")
+    parser.add_argument(
+        "--trouble-every", type=int, default=0, metavar="N", help="one order of N goes wrong, 0 for none (%(default)s)"
+    )
+    options = vars(parser.parse_args(arguments))
+    if options["trouble_every"] < 0:
+        parser.error("--trouble-every is 0 or more")
     return run_service(AUTO_EXECUTOR, lambda log: make_bus(log, **options).run())
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from quantum_bus import names
 from quantum_bus.bus import EventBus
-from quantum_bus.demo.service import consumer_options, run_service
+from quantum_bus.demo.service import consumer_parser, run_service
 from quantum_bus.demo.trading import EXECUTION_STREAM, PORTFOLIO, Execution
 from quantum_bus.jsonlog import Logger, log_event
 
@@ -56,7 +56,7 @@ def make_bus(log: Logger, **options: Any) -> EventBus:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the service; its exit code."""
-    options = consumer_options(PORTFOLIO, __doc__ or "", arguments)
+    options = vars(consumer_parser(PORTFOLIO, __doc__ or "").parse_args(arguments))
     return run_service(PORTFOLIO, lambda log: make_bus(log, **options).run())
 
 

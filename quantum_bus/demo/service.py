@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from quantum_bus import names
 from quantum_bus.config import STOP_SIGNALS
@@ -66,14 +66,14 @@ def log_path(service: str, env: Mapping[str, str]) -> Path | None:
     return Path(folder, f"{service}.jsonl") if folder else None
 
 
-def consumer_options(service: str, description: str, arguments: list[str] | None) -> dict[str, Any]:
-    """The command line of a consuming service, as options of its subscriber."""
+def consumer_parser(service: str, description: str) -> argparse.ArgumentParser:
+    """The command line of a consuming service: what it reads are options of its subscriber."""
     parser = argparse.ArgumentParser(prog=f"python -m quantum_bus.demo.{service}", description=description)
     parser.add_argument("--group", default=service, help="the consumer group (%(default)s)")
     parser.add_argument(
         "--start", choices=("beginning", "new"), default="beginning", help="where a new group starts (%(default)s)"
     )
-    return vars(parser.parse_args(arguments))
+    return parser
 
 
 async def _awaited(serve: Serve, log: Logger) -> None:

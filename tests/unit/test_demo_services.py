@@ -1,9 +1,10 @@
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import pytest
 
-from quantum_bus import EventBus, get_logger
+from quantum_bus import EventBus, Retry, get_logger
 from quantum_bus.demo import ai_engine, auto_executor, portfolio
 from quantum_bus.demo.trading import EXECUTION_STREAM, INTENT_STREAM, Execution, Intent
 from quantum_bus.testing import TestBus
@@ -55,6 +56,30 @@ async def test_auto_executor_answers_an_intent_with_an_execution_in_the_same_flo
     assert lines[2]["latency_ms"] >= 5
 
 
+async def test_an_exchange_in_trouble_leaves_one_order_without_an_answer_and_refuses_the_next() -> None:
+    late, refused = (replace(INTENT, intent_id=f"intent_7_{number}") for number in (1, 2))
+    bus_under_test = auto_executor.make_bus(get_logger(), trouble_every=1, retry=Retry(initial=0.01))
+    async with TestBus(bus_under_test) as bus:
+        await bus.publish(INTENT_STREAM, late)
+        await bus.drained()
+        await bus.publish(INTENT_STREAM, refused)
+        await bus.drained()
+        (letter,) = await bus.dead_letters(INTENT_STREAM)
+        (filled,) = await bus.entries(EXECUTION_STREAM)
+        lines = events(bus)
+    assert '"order_7_1"' in filled.fields["data"], "asked again, it answered"
+    assert letter.fields["dlq.reason"] == "rejected"
+    assert [(line["event"], line["order_id"]) for line in lines if "order_id" in line] == [
+        ("ORDER_SUBMIT", "order_7_1"),
+        ("ORDER_SUBMIT", "order_7_1"),
+        ("ORDER_RESPONSE", "order_7_1"),
+        ("ORDER_SUBMIT", "order_7_2"),
+        ("ORDER_RESPONSE", "order_7_2"),
+        ("ORDER_ERROR", "order_7_2"),
+    ]
+    assert [line["status"] for line in lines if "status" in line] == ["FILLED", "REJECTED"]
+
+
 async def test_portfolio_counts_an_execution_that_comes_twice_once() -> None:
     bought = Execution("order_1", "intent_1", "BTCUSDT", "BUY", 0.5, 90_000.0)
     sold = Execution("order_2", "intent_2", "BTCUSDT", "SELL", 0.2, 90_000.0)
@@ -94,3 +119,10 @@ def test_ai_engine_refuses_a_pace_that_cannot_be(arguments: list[str], capsys: p
         ai_engine.main(arguments)
     assert ended.value.code == 2
     assert "--rate above 0" in capsys.readouterr().err
+
+
+def test_auto_executor_refuses_trouble_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        auto_executor.main(["--trouble-every", "-1"])
+    assert ended.value.code == 2
+    assert "--trouble-every is 0 or more" in capsys.readouterr().err
