@@ -64,7 +64,7 @@ lint: install tools  ## style, types, which module may import which, and every c
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache  # its cache does not notice modules that came since
-	$(BIN)/python observability/grafana/generate.py --check
+	$(BIN)/python -m observability.grafana.generate --check
 	scripts/check_configuration.sh
 
 # --- set it up
@@ -89,7 +89,7 @@ $(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
 
 .PHONY: dashboards
 dashboards: install  ## writes Grafana's dashboards anew from observability/grafana/generate.py
-	$(BIN)/python observability/grafana/generate.py
+	$(BIN)/python -m observability.grafana.generate
 
 .PHONY: system-packages
 system-packages:  ## a current Redis and libfaketime, where they are missing and apt-get can install them

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Grafana's dashboards, as code: `make dashboards` writes dashboards/*.json from here, `--check` only compares.
 
 Made with Grafana's Foundation SDK, which knows the schema of dashboards, panels and queries. Queries are written as one
@@ -16,18 +15,32 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import common as common_builder
 from grafana_foundation_sdk.builders import dashboard as dashboard_builder
-from grafana_foundation_sdk.builders import logs, loki, prometheus, stat, statetimeline, timeseries
+from grafana_foundation_sdk.builders import logs, stat, statetimeline
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common, dashboard, units
 
+from observability.grafana.panels import (
+    BY_ERROR,
+    GROUP,
+    LOKI,
+    OF_GROUP,
+    PROMETHEUS,
+    STREAM,
+    Panel,
+    graph,
+    logql,
+    named,
+    newly,
+    page,
+    promql,
+    quantile,
+    rate,
+    states,
+    with_panels,
+)
 from quantum_bus import names
 
 FOLDER: Final = Path(__file__).parent / "dashboards"
-# The uids of provisioning/datasources/quantum-bus.yaml.
-LOKI: Final = common.DataSourceRef("loki", "loki")
-PROMETHEUS: Final = common.DataSourceRef("prometheus", "prometheus")
-TAG: Final = "quantum-bus"
-
 ERRORS: Final = 'level=~"ERROR|CRITICAL"'
 # The way of an order, as services log it.
 ORDER_EVENTS: Final = (
@@ -39,95 +52,6 @@ ORDER_EVENTS: Final = (
     names.EVENT_POSITION_UPDATED,
 )
 ORDER_FLOW: Final = "|".join(ORDER_EVENTS)
-STREAM: Final = "messaging_destination_name"
-GROUP: Final = "messaging_consumer_group_name"
-OF_GROUP: Final = f"{{{{{GROUP}}}}} of {{{{{STREAM}}}}}"
-
-Query = loki.Dataquery | prometheus.Dataquery
-Panel = timeseries.Panel | logs.Panel | stat.Panel | statetimeline.Panel
-
-
-def promql(expr: str, legend: str) -> prometheus.Dataquery:
-    return prometheus.Dataquery().expr(expr).legend_format(legend).range()
-
-
-def logql(expr: str, legend: str) -> loki.Dataquery:
-    return loki.Dataquery().expr(expr).legend_format(legend).query_type("range")
-
-
-def rate(counter: str, by: str) -> str:
-    """A second, of what happens all the time."""
-    return f"sum by ({by}) (rate({counter}[$__rate_interval]))"
-
-
-def newly(counter: str, by: str) -> str:
-    """In 5 minutes, of what seldom happens: a counter begins with its first count, which no rate would see."""
-    return f"sum by ({by}) (({counter} unless {counter} offset 5m) or increase({counter}[5m]))"
-
-
-def quantile(share: float, histogram: str, by: str) -> str:
-    return f"histogram_quantile({share}, sum by ({by}, le) (rate({histogram}_bucket[$__rate_interval])))"
-
-
-def graph(title: str, *queries: Query, about: str, unit: str = units.Short, bars: bool = False) -> timeseries.Panel:
-    """Lines over time from 0, or stacked bars."""
-    panel = (
-        timeseries.Panel()
-        .title(title)
-        .description(about)
-        .unit(unit)
-        .min(0)
-        .no_value("none")
-        .tooltip(common_builder.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI))
-        .legend(
-            common_builder.VizLegendOptions()
-            .show_legend(True)
-            .display_mode(common.LegendDisplayMode.LIST)
-            .placement(common.LegendPlacement.BOTTOM)
-        )
-        .fill_opacity(80 if bars else 10)
-        .draw_style(common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE)
-        .show_points(common.VisibilityMode.NEVER)
-        .span(8)
-        .height(8)
-    )
-    if bars:
-        panel.stacking(common_builder.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
-    for letter, query in zip("ABCDEFGH", queries, strict=False):
-        panel.with_target(_named(query, letter))
-    return panel.datasource(_source(queries[0]))
-
-
-def _source(query: Query) -> common.DataSourceRef:
-    return LOKI if isinstance(query, loki.Dataquery) else PROMETHEUS
-
-
-def _named(query: Query, letter: str) -> Query:
-    return query.ref_id(letter).datasource(_source(query))
-
-
-def states(shown: dict[str, tuple[str, str]]) -> list[dashboard.ValueMapping]:
-    """Numbers as words, each with a colour."""
-    return [dashboard.ValueMap({value: dashboard.ValueMappingResult(*how) for value, how in shown.items()})]
-
-
-def page(uid: str, title: str, about: str) -> dashboard_builder.Dashboard:
-    return (
-        dashboard_builder.Dashboard(title)
-        .uid(uid)
-        .description(about)
-        .tags([TAG])
-        .timezone("browser")
-        .time("now-1h", "now")
-        .refresh("30s")
-        .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
-        .link(
-            dashboard_builder.DashboardLink(TAG)
-            .type(dashboard.DashboardLinkType.DASHBOARDS)
-            .tags([TAG])
-            .keep_time(True)
-        )
-    )
 
 
 def log_aggregation() -> dashboard_builder.Dashboard:
@@ -193,7 +117,7 @@ def log_aggregation() -> dashboard_builder.Dashboard:
         .title("Order flow")
         .description("With a correlation id above: one flow, from every service. Ids in a line's details lead on.")
         .datasource(LOKI)
-        .with_target(_named(flow.max_lines(500), "A"))
+        .with_target(named(flow.max_lines(500), "A"))
         .show_time(True)
         .enable_log_details(True)
         .wrap_log_message(True)
@@ -202,7 +126,7 @@ def log_aggregation() -> dashboard_builder.Dashboard:
         .span(24),
     ]
     made = page("p1b-log-aggregation", "Log aggregation", "What the services log: errors, and the way of each order.")
-    return _with_panels(made.variables([service, events, correlation_id]), [("", panels)])
+    return with_panels(made.variables([service, events, correlation_id]), [("", panels)])
 
 
 def quantum_bus() -> dashboard_builder.Dashboard:
@@ -283,7 +207,7 @@ def quantum_bus() -> dashboard_builder.Dashboard:
     trouble: list[Panel] = [
         graph(
             "Retries, in 5 minutes",
-            promql(newly("quantum_bus_retries_total", f"{GROUP}, error_type"), f"{{{{{GROUP}}}}}: {{{{error_type}}}}"),
+            promql(newly("quantum_bus_retries_total", f"error_type, {GROUP}", job="services"), BY_ERROR),
             about="Runs that failed and will be tried again, by the error's class.",
         ),
         graph(
@@ -293,29 +217,30 @@ def quantum_bus() -> dashboard_builder.Dashboard:
         ),
         graph(
             "Dead-lettered, in 5 minutes",
-            promql(
-                newly("quantum_bus_dead_letters_total", f"{GROUP}, error_type"), f"{{{{{GROUP}}}}}: {{{{error_type}}}}"
-            ),
+            promql(newly("quantum_bus_dead_letters_total", f"error_type, {GROUP}", job="services"), BY_ERROR),
             about="By reason.",
         ),
         statetimeline.Panel()
         .title("Breakers")
         .description("Open: handlers fail, and the group takes no messages. A process that ended is shown for a day.")
         .datasource(PROMETHEUS)
-        .with_target(_named(promql(breakers, f"{{{{{GROUP}}}}}"), "A"))
+        .with_target(named(promql(breakers, f"{{{{{GROUP}}}}}"), "A"))
         .mappings(states({"0": ("closed", "green"), "1": ("trying", "yellow"), "2": ("open", "red")}))
         .show_value(common.VisibilityMode.NEVER)
         .span(8)
         .height(8),
         graph(
             "Lost and taken over, in 5 minutes",
-            promql(newly("quantum_bus_lost_total", GROUP), f"{{{{{GROUP}}}}}: lost"),
-            promql(newly("quantum_bus_recovered_total", GROUP), f"{{{{{GROUP}}}}}: taken over"),
+            promql(newly("quantum_bus_lost_total", GROUP, job="services"), f"lost: {{{{{GROUP}}}}}"),
+            promql(newly("quantum_bus_recovered_total", GROUP, job="services"), f"taken over: {{{{{GROUP}}}}}"),
             about="Lost: deleted before they were handled (MessagesLost). Taken over: from consumers that died.",
         ),
         graph(
             "Services started, in 5 minutes",
-            promql(newly('quantum_bus_log_records_total{event="SERVICE_STARTED"}', "service"), "{{service}}"),
+            promql(
+                newly('quantum_bus_log_records_total{event="SERVICE_STARTED"}', "service", job="services"),
+                "{{service}}",
+            ),
             about="ContainerRestartLoop fires above 3 in 15 minutes.",
         ),
     ]
@@ -324,8 +249,8 @@ def quantum_bus() -> dashboard_builder.Dashboard:
         .title("Up")
         .description("Whether Prometheus reaches each program, and the exporter Redis.")
         .datasource(PROMETHEUS)
-        .with_target(_named(promql("up", "{{job}}").instant(), "A"))
-        .with_target(_named(promql("quantum_bus_exporter_up", "redis").instant(), "B"))
+        .with_target(named(promql("up", "{{job}}").instant(), "A"))
+        .with_target(named(promql("quantum_bus_exporter_up", "redis").instant(), "B"))
         .mappings(states({"0": ("down", "red"), "1": ("up", "green")}))
         .color_mode(common.BigValueColorMode.BACKGROUND)
         .graph_mode(common.BigValueGraphMode.NONE)
@@ -349,46 +274,36 @@ def quantum_bus() -> dashboard_builder.Dashboard:
         ),
         graph(
             "Refused or dropped by the collector, in 5 minutes",
-            promql(newly("otelcol_receiver_refused_log_records_total", "receiver"), "refused: {{receiver}}"),
-            promql(newly("otelcol_receiver_failed_log_records_total", "receiver"), "failed: {{receiver}}"),
-            promql(newly("otelcol_exporter_send_failed_log_records_total", "exporter"), "dropped: {{exporter}}"),
+            promql(
+                newly("otelcol_receiver_refused_log_records_total", "receiver", job="collector"),
+                "refused: {{receiver}}",
+            ),
+            promql(
+                newly("otelcol_receiver_failed_log_records_total", "receiver", job="collector"), "failed: {{receiver}}"
+            ),
+            promql(
+                newly("otelcol_exporter_send_failed_log_records_total", "exporter", job="collector"),
+                "dropped: {{exporter}}",
+            ),
             about="Refused and failed lines of files are read again. Dropped ones are lost to Loki: LogRecordsDropped.",
         ),
         graph(
             "Discarded by Loki, in 5 minutes",
-            promql(newly("loki_discarded_samples_total", "reason"), "{{reason}}"),
+            promql(newly("loki_discarded_samples_total", "reason", job="loki"), "{{reason}}"),
             about="By reason; lost: LogRecordsDiscarded.",
         ),
         graph(
             "Alerting's own failures, in 5 minutes",
             promql("sum(increase(prometheus_rule_evaluation_failures_total[5m]))", "rules in Prometheus"),
             promql("sum(increase(loki_prometheus_rule_evaluation_failures_total[5m]))", "rules in Loki"),
-            promql(
-                "sum by (integration) (increase(alertmanager_notifications_failed_total[5m]))",
-                "notifications by {{integration}}",
-            ),
+            promql("sum(increase(alertmanager_notifications_failed_total[5m]))", "notifications"),
             about="Rules that could not be evaluated, and notifications that did not arrive.",
         ),
     ]
-    return _with_panels(
+    return with_panels(
         page("quantum-bus", "quantum-bus", "The bus: throughput, lag and trouble; and whether its logs arrive."),
         [("Messages", messages), ("Groups", groups), ("Trouble", trouble), ("Pipeline", pipeline)],
     )
-
-
-def _with_panels(
-    made: dashboard_builder.Dashboard, rows: Sequence[tuple[str, Sequence[Panel]]]
-) -> dashboard_builder.Dashboard:
-    """With its rows of panels, numbered in their order."""
-    number = 0
-    for title, panels in rows:
-        if title:
-            number += 1
-            made.with_row(dashboard_builder.Row(title).id(number))
-        for panel in panels:
-            number += 1
-            made.with_panel(panel.id(number))
-    return made
 
 
 def texts() -> dict[Path, str]:

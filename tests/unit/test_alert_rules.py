@@ -29,7 +29,7 @@ OF_PROGRAMS = {
     "prometheus_rule_evaluation_failures_total", "alertmanager_notifications_failed_total",
 }  # fmt: skip
 _WORDS = {"sum", "by", "rate", "unless", "or", "and", "on", "increase", "offset", "histogram_quantile", "min_over_time",
-          "absent", "vector", "count", "count_over_time", "keep"}  # fmt: skip
+          "absent", "vector", "count", "count_over_time", "keep", "max", "label_replace"}  # fmt: skip
 
 
 def load(path: str) -> Any:
