@@ -20,7 +20,7 @@ RUNBOOKS = ROOT / "runbooks"
 OF_SEVERAL = {"P0_execution_stuck", "P1B_logging_stack", "alerts"}
 GROUPS = {"p1b_logging_alerts", "p1b_execution_alerts", "p1b_infrastructure_alerts"}
 LEVELS = {"TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}
-# What the pipeline's own programs emit: tests/stack/test_alert_configuration.py asks them.
+# What the pipeline's own programs emit: tests/stack/test_questions.py asks them.
 OF_PROGRAMS = {
     "up", "otelcol_exporter_queue_size", "otelcol_exporter_queue_capacity",
     "otelcol_receiver_refused_log_records_total", "otelcol_receiver_failed_log_records_total",
