@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -32,6 +33,10 @@ READY_SECONDS = 60.0
 _SCRAPED = ("prometheus", "alertmanager", "loki", "self_metrics", "metrics", "exporter")
 # Loki writes its chunks out when asked to stop, which takes longer than honcho's five seconds.
 STOP_SECONDS = 30
+# Then the others: a service's last lines and spans get through, and Loki is not stopped in the middle of a push, which
+# it would wait for. Each turn takes so long at most.
+STOPPED_FIRST = (SERVICES, ("collector",))
+TURN_SECONDS = 10.0
 # One order of so many goes wrong, at the demo's two a second every ten seconds one.
 TROUBLE_EVERY = 20
 
@@ -376,10 +381,45 @@ def _banner(stack: Stack) -> str:
     )
 
 
-def run(folder: Path, *, seconds: float | None) -> int:
-    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over."""
+def _supervisor() -> Any:
     from honcho import manager as honcho
 
+    class Supervisor(honcho.Manager):  # type: ignore[misc]
+        """honcho's manager, which stops programs in turn: senders before what they send to.
+
+        It also survives a signal that comes before every program has said its pid.
+        """
+
+        _turn = 0
+        _until: float | None = None
+        _lock = threading.RLock()  # a signal may come in between
+
+        def terminate(self) -> None:
+            with self._lock:
+                if not self._terminating and self._all_started() and self._turns_are_over():
+                    super().terminate()
+            if not self._terminating:
+                threading.Timer(0.1, self.terminate).start()
+
+        def _turns_are_over(self) -> bool:
+            while self._turn < len(STOPPED_FIRST):
+                programs = [self._processes[name] for name in STOPPED_FIRST[self._turn]]
+                running = [program for program in programs if "returncode" not in program]
+                if self._until is None:
+                    self._until = time.monotonic() + TURN_SECONDS
+                    for program in running:
+                        self._procmgr.terminate(program["pid"])
+                if running and time.monotonic() < self._until:
+                    return False
+                self._turn, self._until = self._turn + 1, None
+            return True
+
+    honcho.KILL_WAIT = STOP_SECONDS
+    return Supervisor()
+
+
+def run(folder: Path, *, seconds: float | None) -> int:
+    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over."""
     url = os.environ.get("QUANTUM_BUS_URL")
     ports = Ports.usual_or_free()
     stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
@@ -389,17 +429,7 @@ def run(folder: Path, *, seconds: float | None) -> int:
     if not url:
         programs.insert(0, redis(stack))
 
-    class Supervisor(honcho.Manager):  # type: ignore[misc]
-        """honcho's manager, which also survives a signal that comes before every program has said its pid."""
-
-        def terminate(self) -> None:
-            if any("pid" not in process for process in self._processes.values()):
-                threading.Timer(0.1, self.terminate).start()
-                return
-            super().terminate()
-
-    honcho.KILL_WAIT = STOP_SECONDS
-    supervisor = Supervisor()
+    supervisor = _supervisor()
     for program in programs:
         # "exec": the pid that gets the signals is the program's, not a shell's.
         supervisor.add_process(

@@ -81,6 +81,8 @@ def test_a_flow_is_found_from_every_service_and_nothing_is_left_after_ctrl_c(mak
     make_stack.process.send_signal(signal.SIGINT)
     assert make_stack.process.wait(60) == 0, make_stack.said
     assert not list(filter(alive, make_stack.pids))
+    in_turn = ["auto_executor stopped", "collector stopped", "sending SIGTERM to loki"]
+    assert sorted(in_turn, key=make_stack.said.index) == in_turn, "senders before what they send to"
 
 
 def test_a_signal_right_after_the_start_leaves_nothing_behind(make_stack: MakeStack) -> None:
