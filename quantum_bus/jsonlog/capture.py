@@ -7,7 +7,7 @@ from typing import Any
 
 from quantum_bus import names
 
-from .descriptor import Notice, no_notice
+from .notices import Write, no_notice
 
 
 class CaptureSink:
@@ -21,7 +21,7 @@ class CaptureSink:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.notice: Notice = no_notice
+        self.notice: Write = no_notice
 
     @property
     def records(self) -> list[dict[str, Any]]:

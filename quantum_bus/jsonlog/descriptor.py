@@ -9,10 +9,10 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import IO, Final
 
 from .files import RotatingFile
+from .notices import Write, no_notice, records_dropped
 
 # How long one write may wait for the reader of a full pipe, in seconds. Once that has passed, lines are dropped
 # without waiting until the reader reads again.
@@ -23,13 +23,6 @@ _PIPE_CHUNK: Final = 4096
 _BETWEEN_ATTEMPTS: Final = 0.001
 
 _write = os.write
-
-Notice = Callable[[int], bytes]
-
-
-def no_notice(dropped: int) -> bytes:  # noqa: ARG001 - the form of a Notice
-    """Until a sink is part of a pipeline, nothing tells of what it dropped."""
-    return b""
 
 
 class DescriptorSink:
@@ -55,7 +48,7 @@ class DescriptorSink:
         owned: bool,
         file: RotatingFile | None = None,
     ) -> None:
-        self.notice: Notice = no_notice
+        self.notice: Write = no_notice
         self.write_timeout = WRITE_TIMEOUT
         self._lock = threading.RLock()  # a signal handler or finalizer may log while its thread is writing
         self._fd = fd
@@ -162,7 +155,7 @@ class DescriptorSink:
 
     def _write_carefully(self, line: bytes) -> None:
         """Everything the ordinary write leaves out: rotation, recovery, pipes, closed streams."""
-        notice = self.notice(self._unreported) if self._unreported else b""
+        notice = self.notice(records_dropped(self._unreported)) if self._unreported else b""
         if self._closed or not self._ready(1 + len(notice) + len(line)):
             self._lost(line)
             return
@@ -193,7 +186,7 @@ class DescriptorSink:
         if self._file is None:
             return True
         try:
-            fd = self._file.open() if self._stale else self._file.make_room(self._fd, size)
+            fd = self._file.open() if self._stale else self._file.make_room(self._fd, size, self.notice)
         except OSError:
             return False
         if fd != self._fd:

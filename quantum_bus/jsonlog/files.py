@@ -3,6 +3,8 @@
 ``svc.jsonl`` is renamed to ``svc.jsonl.1`` and so on; a reader that follows the inode misses nothing. Each process
 holds a lock (``flock``) on the file it writes. Who finds ``svc.jsonl`` locked takes ``svc.2.jsonl``, the next one
 ``svc.3.jsonl``; names of processes that ended are used again, so that restarts do not fill the disk.
+
+A file that is full ends with a line that says how many it holds: see :mod:`quantum_bus.jsonlog.notices`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Final
 if sys.platform != "win32":
     import fcntl
 
+from .notices import Chain, Write, count_lines
+
 DEFAULT_MAX_BYTES: Final = 100 * 1024 * 1024
 DEFAULT_BACKUPS: Final = 9
 
@@ -24,6 +28,8 @@ _SLOTS: Final = 1000
 _LOCK_ATTEMPTS: Final = 20
 # How many bytes may be written before it is checked whether the file still has its name.
 _CHECK_EVERY: Final = 65_536
+# What is kept free for the closing line, beside the names in it.
+_CLOSING_BYTES: Final = 640
 
 
 class RotatingFile:
@@ -34,7 +40,7 @@ class RotatingFile:
         torn: whether the file, when it was opened, ended inside a line.
     """
 
-    __slots__ = ("_backups", "_file_bytes", "_max_bytes", "_regular", "_size", "_wanted", "path", "torn")
+    __slots__ = ("_backups", "_chain", "_file_bytes", "_max_bytes", "_regular", "_size", "_wanted", "path", "torn")
 
     def __init__(self, path: Path, *, max_bytes: int, backups: int) -> None:
         self._wanted = path
@@ -44,6 +50,7 @@ class RotatingFile:
         self._file_bytes = max_bytes // (backups + 1)
         self._size = 0
         self._regular = True
+        self._chain = Chain.new()
         self.torn = False
 
     def open(self) -> int:
@@ -61,18 +68,20 @@ class RotatingFile:
         fd = self._claim()
         self._size = os.fstat(fd).st_size
         self.torn = self._size > 0 and os.pread(fd, 1, self._size - 1) != b"\n"
+        self._chain = Chain.after(self._backup(1))
         self._prune()
         return fd
 
-    def make_room(self, fd: int, size: int) -> int:
+    def make_room(self, fd: int, size: int, notice: Write) -> int:
         """A descriptor that ``size`` more bytes may go to: ``fd``, or one of another file to take its place."""
         if not self._regular:
             return fd
         try:
             if self._has_name(fd):
-                if not self._size or self._size + size <= self._file_bytes:
+                if not self._size or self._size + size <= self._full_at:
                     return fd
                 self._shift()
+                self._end(fd, notice)
             return self.open()
         except OSError:
             return fd  # no descriptor free, or the folder refuses: an overlong file is better than no log
@@ -82,12 +91,28 @@ class RotatingFile:
         if not self._regular:
             return float("inf")
         self._size += size
-        return max(0, min(self._file_bytes - self._size, _CHECK_EVERY))
+        return max(0, min(self._full_at - self._size, _CHECK_EVERY))
 
     def unlock(self, fd: int) -> None:
         """Give up the claim on the name."""
         if self._regular:
             _flock(fd, exclusive=False)
+
+    @property
+    def _full_at(self) -> int:
+        return self._file_bytes - _CLOSING_BYTES
+
+    def _end(self, fd: int, notice: Write) -> None:
+        """Write the line that closes a file. Renamed before: where that fails, the file is written on."""
+        try:
+            lines = count_lines(fd)
+            line = notice(self._chain.file_closed(self.path.name, lines))
+            if os.pread(fd, 1, self._size - 1) != b"\n":
+                line = b"\n" + line
+            if self._size + len(line) <= self._file_bytes:  # else these lines are not stated, nor missed
+                os.write(fd, line)
+        except OSError:
+            return  # a full disk: the next file says to belong to a new chain
 
     def _has_name(self, fd: int) -> bool:
         status = os.fstat(fd)

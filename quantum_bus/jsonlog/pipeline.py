@@ -7,18 +7,17 @@ hands them to the standard library.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from time import time_ns
 from typing import Protocol
 
 from opentelemetry import trace
 
-from quantum_bus import names
 from quantum_bus.propagation import get_correlation_id
 
 from .encode import Clock
 from .logrecord import fields_of
+from .notices import Notice
 from .record import Context, Record, logger_context, read_call
 from .safetext import text_of
 from .sinks import Sink
@@ -147,15 +146,15 @@ class RecordPipeline:
         """Called in the child of a fork."""
         self._sink.after_fork()
 
-    def _notice(self, dropped: int) -> bytes:
+    def _notice(self, notice: Notice) -> bytes:
         record = Record(
             micros=time_ns() // 1000,
-            level="WARNING",
+            level=notice.level,
             service=self._service,
-            event=names.EVENT_LOG_RECORDS_DROPPED,
+            event=notice.event,
             correlation_id=None,
-            msg="Log records were dropped",
-            fields={"dropped": dropped, "pid": os.getpid()},
+            msg=notice.msg,
+            fields=notice.fields,
         )
         return self._encode(record, self._clock, self._limit)
 

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterable
 from typing import IO, Any, Protocol
 
-from .descriptor import DescriptorSink, Notice, no_notice
+from .descriptor import DescriptorSink
+from .notices import Write, no_notice, records_dropped
 
 
 class Sink(Protocol):
@@ -19,10 +20,11 @@ class Sink(Protocol):
 
     Attributes:
         dropped: lines lost since the sink was made.
-        notice: makes the line that says how many were lost; written before the first line that gets through again.
+        notice: makes the lines the sink itself writes. One says how many were lost, before the first line that gets
+            through again.
     """
 
-    notice: Notice
+    notice: Write
 
     @property
     def dropped(self) -> int: ...
@@ -49,7 +51,7 @@ class StreamSink:
     __slots__ = ("_busy", "_dropped", "_lock", "_stream", "_text", "_unreported", "notice")
 
     def __init__(self, stream: IO[str] | IO[bytes]) -> None:
-        self.notice: Notice = no_notice
+        self.notice: Write = no_notice
         self._lock = threading.RLock()
         self._stream: IO[Any] = stream
         self._text = not isinstance(stream, (io.RawIOBase, io.BufferedIOBase))
@@ -71,7 +73,7 @@ class StreamSink:
             self._busy = True
             try:
                 if self._unreported:
-                    self._put(self.notice(self._unreported))
+                    self._put(self.notice(records_dropped(self._unreported)))
                     self._unreported = 0
                 self._put(line)
             except Exception:  # noqa: BLE001 - a foreign stream may raise anything; a logger may not
@@ -118,12 +120,12 @@ class Tee:
         self._sinks = tuple(sinks)
 
     @property
-    def notice(self) -> Notice:
+    def notice(self) -> Write:
         """The sinks' common notice."""
         return self._sinks[0].notice
 
     @notice.setter
-    def notice(self, notice: Notice) -> None:
+    def notice(self, notice: Write) -> None:
         for sink in self._sinks:
             sink.notice = notice
 

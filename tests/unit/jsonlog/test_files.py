@@ -13,12 +13,22 @@ from typing import Any
 
 import pytest
 
+from quantum_bus import names
 from quantum_bus.errors import ConfigurationError
 from quantum_bus.jsonlog import files, setup_json_logging
 
 
 def lines(*paths: Path) -> list[dict[str, Any]]:
+    """What was logged: without the lines that close a file."""
+    return [line for line in all_lines(*paths) if line["event"] != names.EVENT_LOG_FILE_CLOSED]
+
+
+def all_lines(*paths: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
+
+
+def closings(*paths: Path) -> list[dict[str, Any]]:
+    return [line for line in all_lines(*paths) if line["event"] == names.EVENT_LOG_FILE_CLOSED]
 
 
 def total(folder: Path) -> int:
@@ -35,9 +45,9 @@ def test_a_full_file_is_renamed_and_the_oldest_removed(small: dict[str, Any], tm
     for number in range(1000):
         log.info("x", number=number)
         assert total(tmp_path) <= 40_000
-    names = ["svc.jsonl.3", "svc.jsonl.2", "svc.jsonl.1", "svc.jsonl"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    numbers = [record["number"] for record in lines(*(tmp_path / name for name in names))]
+    kept = ["svc.jsonl.3", "svc.jsonl.2", "svc.jsonl.1", "svc.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    numbers = [record["number"] for record in lines(*(tmp_path / name for name in kept))]
     assert numbers == list(range(1000 - len(numbers), 1000))
     assert total(tmp_path) > 30_000
 
@@ -50,6 +60,40 @@ def test_a_renamed_file_is_complete_and_keeps_its_inode(small: dict[str, Any], t
         log.info("x", text="a" * 500)
     assert (tmp_path / "svc.jsonl.1").stat().st_ino == inode
     assert (tmp_path / "svc.jsonl.1").read_bytes().endswith(b"}\n")
+
+
+def test_a_full_file_ends_with_how_many_lines_it_and_those_before_it_hold(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    written = 0
+    for _ in range(3):  # three processes one after the other, as far as the files can tell
+        log = setup_json_logging("svc", **small)
+        for _ in range(200):
+            log.info("x", number=(written := written + 1))
+    kept = [tmp_path / f"svc.jsonl.{number}" for number in (3, 2, 1)]
+    closed = closings(*kept)
+    assert [all_lines(path)[-1] for path in kept] == closed
+    assert {line["file"] for line in closed} == {"svc.jsonl"}
+    assert len({line["chain"] for line in closed}) == 1
+    assert [line["lines"] for line in closed] == [len(lines(path)) for path in kept]
+    for path, line in zip(kept, closed, strict=True):
+        assert (lines(path)[0]["number"] - 1, lines(path)[-1]["number"]) == (line["lines_before"], line["lines_total"])
+    assert closed[0]["lines_before"] > 0, "nothing was deleted"
+
+
+def test_files_whose_past_is_gone_are_a_chain_of_their_own(small: dict[str, Any], tmp_path: Path) -> None:
+    first: list[dict[str, Any]] = []
+    for _ in range(2):
+        log = setup_json_logging("svc", **small)
+        while not (tmp_path / "svc.jsonl.1").exists():
+            log.info("x")
+        [closed] = closings(tmp_path / "svc.jsonl.1")
+        assert closed["lines_before"] == 0
+        first.append(closed)
+        (tmp_path / "svc.jsonl.1").write_bytes(b'{"event":"LOG_FILE_CLOSED","chain":7}\n\xff')
+        log = setup_json_logging("svc", **small)
+        (tmp_path / "svc.jsonl.1").unlink()
+    assert first[0]["chain"] != first[1]["chain"]
 
 
 def test_without_backups_the_file_begins_anew(small: dict[str, Any], tmp_path: Path) -> None:
@@ -126,6 +170,7 @@ def test_a_folder_that_refuses_renaming_costs_the_limit_not_the_lines(
     for number in range(300):
         log.info("x", number=number)
     assert len(lines(tmp_path / "svc.jsonl")) == 300
+    assert closings(tmp_path / "svc.jsonl") == []
     assert log.dropped == 0
 
 
