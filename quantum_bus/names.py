@@ -207,6 +207,9 @@ METRIC_EXPORTER_REFUSED: Final = "quantum_bus.exporter.refused"
 METRIC_LOG_RECORDS: Final = "quantum_bus.log.records"
 METRIC_LOG_ORDER_LATENCY: Final = "quantum_bus.log.order_latency"
 
+# What Loki's ruler records from the log, as Prometheus has it: observability/loki/rules.
+RECORDED_LOST_LINES: Final = "service:quantum_bus_log_lost_lines:sum12h"
+
 # Boundaries in seconds, as the messaging conventions advise.
 DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 

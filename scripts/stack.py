@@ -162,6 +162,7 @@ def loki(stack: Stack, *, rules: Path | None = None) -> Program:
             "QUANTUM_LOKI_DATA": str(data),
             "QUANTUM_LOKI_RULES": str(rules or ROOT / "observability/loki/rules"),
             "QUANTUM_ALERTMANAGER_URL": stack.alertmanager_url,
+            "QUANTUM_PROMETHEUS_URL": stack.prometheus_url,
             "QUANTUM_LOKI_PORT": str(stack.ports.loki),
             "QUANTUM_LOKI_GRPC_PORT": str(stack.ports.loki_grpc),
         },
@@ -211,6 +212,7 @@ def prometheus(stack: Stack, *, rules: Path | None = None, changes: Mapping[str,
         f"--storage.tsdb.path={stack.folder / 'prometheus'}",
         "--storage.tsdb.retention.time=30d",
         f"--web.listen-address={HOST}:{stack.ports.prometheus}",
+        "--web.enable-remote-write-receiver",  # for what Loki's ruler records
         f"--web.user-assets={stack.folder / 'assets'}",
         "--log.level=warn",
     )

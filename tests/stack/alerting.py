@@ -31,7 +31,8 @@ COLLECTING = {f"{name}: {long}": f"{name}: 1s" for name, long in (
 
 def rules_of(file: Path) -> dict[str, dict[str, Any]]:
     """The committed rules by the names of their alerts."""
-    return {rule["alert"]: rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]}
+    rules = [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+    return {rule["alert"]: rule for rule in rules if "alert" in rule}
 
 
 def quick_rules(source: Path, target: Path) -> Path:

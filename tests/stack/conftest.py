@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.notified import Notified
 from scripts.stack import Ports, Program, Stack, collector, loki
+from tests.stack.alerting import Watch, quick_alertmanager
 from tests.stack.running import Running
 
 LOG_PIPELINES = ("logs/files", "logs/containers", "logs/otlp")
@@ -51,3 +53,11 @@ def to_files(stack: Stack) -> Path:
     overlay = stack.folder / "to-files.yaml"
     overlay.write_text(yaml.safe_dump({"exporters": exporters, "service": {"pipelines": pipelines}}))
     return overlay
+
+
+@pytest.fixture
+def watch(stack: Stack, start: Callable[[Program], Running]) -> Iterator[Watch]:
+    """Alertmanager, and the two servers that it tells."""
+    with Notified() as notified:
+        start(quick_alertmanager(stack, notified))
+        yield Watch(stack, notified)

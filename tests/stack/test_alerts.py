@@ -10,11 +10,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
-import pytest
 
-from scripts.notified import Mail, Notified
+from scripts.notified import Mail
 from scripts.stack import Program, Stack, collector, exporter, redis, wait_until
-from tests.stack.alerting import LOKI_RULES, Watch, quick_alertmanager, quick_loki, quick_prometheus, rules_of
+from tests.stack.alerting import LOKI_RULES, Watch, quick_loki, quick_prometheus, rules_of
 from tests.stack.running import Running
 
 MINUTE = 60.0
@@ -47,14 +46,6 @@ def logging(stack: Stack, service: str, *, errors_a_second: int) -> Iterator[Non
     finally:
         over.set()
         thread.join()
-
-
-@pytest.fixture
-def watch(stack: Stack, start: Callable[[Program], Running]) -> Iterator[Watch]:
-    """Alertmanager, and the two servers that it tells."""
-    with Notified() as notified:
-        start(quick_alertmanager(stack, notified))
-        yield Watch(stack, notified)
 
 
 def test_twenty_errors_a_second_are_told_by_webhook_and_mail_and_so_is_their_end(

@@ -42,7 +42,9 @@ def groups(path: str) -> dict[str, list[dict[str, Any]]]:
 
 PROMETHEUS = groups("observability/prometheus/rules/p1b_alerts.yml")
 LOKI = groups("observability/loki/rules/fake/p1b_alerts.yml")
-RULES = [(name, rule) for source in (PROMETHEUS, LOKI) for name, rules in source.items() for rule in rules]
+RULES = [
+    (name, rule) for source in (PROMETHEUS, LOKI) for name, rules in source.items() for rule in rules if "alert" in rule
+]
 ALERTS = {rule["alert"]: rule for _, rule in RULES}
 COLLECTOR = load("collector/config.yaml")
 COUNTED = {metric["name"]: metric for metric in COLLECTOR["connectors"]["signal_to_metrics"]["logs"]}
@@ -72,7 +74,8 @@ def emitted() -> Iterator[str]:
 
 def test_the_named_alerts_stand_in_their_groups() -> None:
     wanted = {
-        "p1b_logging_alerts": {"HighErrorRate", "ContainerRestartLoop", "ServiceLogsMissing", "LogQueueNearlyFull"},
+        "p1b_logging_alerts": {"HighErrorRate", "ContainerRestartLoop", "ServiceLogsMissing", "LogQueueNearlyFull",
+                               "LogLinesLostToRotation"},
         "p1b_execution_alerts": {"OrderSubmitWithoutResponse", "ExecutionLatencyHigh", "NoOrdersSubmitted",
                                  "ConsumerLagHigh", "PendingTooOld", "DeadLettersArriving", "MessagesLost"},
         "p1b_infrastructure_alerts": {"RedisConnectionLoss", "LokiDown", "CollectorDown", "PrometheusRuleFailures",
@@ -119,6 +122,12 @@ def test_every_series_in_a_rule_is_emitted() -> None:
     assert used["LogRecordsRefused"] == {f"otelcol_receiver_{kind}_log_records_total" for kind in ("refused", "failed")}
 
 
+def test_what_is_recorded_of_lost_lines_is_what_is_alarmed_on() -> None:
+    [recorded] = [rule for rules in LOKI.values() for rule in rules if "record" in rule]
+    assert recorded["record"] == names.RECORDED_LOST_LINES
+    assert ALERTS["LogLinesLostToRotation"]["expr"] == f"{recorded['expr']} > 0"
+
+
 @pytest.mark.parametrize("alert", sorted({alert for alert in ALERTS if "event" in ALERTS[alert]["expr"]}))
 def test_every_event_in_a_rule_is_a_label(alert: str) -> None:
     for value in re.findall(r'\bevent=~?"([^"]+)"', ALERTS[alert]["expr"]):
@@ -140,7 +149,7 @@ def test_every_label_in_a_rule_or_its_text_is_one_its_series_has() -> None:
     of_bus = {prometheus_name(name) for name in (names.ATTR_DESTINATION, names.ATTR_GROUP)}
     of_counts = {attribute["key"] for metric in COUNTED.values() for attribute in metric["attributes"]}
     of_programs = {"receiver", "exporter", "reason", "integration", "rule_group", "instance", "job", "le"}
-    of_loki = {"service", "event", "order_id"}
+    of_loki = {"service", "event", "order_id", "chain", "lines", "__error__"}
     for _, rule in RULES:
         told = " ".join(rule["annotations"].values())
         used = set(re.findall(r"\$labels\.(\w+)", told)) | set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)\s*\"", rule["expr"]))
