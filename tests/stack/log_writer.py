@@ -15,12 +15,16 @@ TICK_SECONDS = 0.01
 
 @dataclass
 class LogWriter:
-    """Writes `count` numbered lines as `service`, at `per_second` or, without one, as fast as it can."""
+    """Writes `count` numbered lines as `service`, at `per_second` or, without one, as fast as it can.
+
+    Their times are those of writing; with `seconds_told` as if all had been written in so many seconds up to now.
+    """
 
     folder: Path
     service: str
     count: int
     per_second: float | None = None
+    seconds_told: float | None = None
     written: int = 0
     _last_us: int = 0
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -58,7 +62,10 @@ class LogWriter:
 
     def _line(self, sequence: int) -> bytes:
         # Every line has a time of its own: a page of Loki's answer then never ends between two of one time.
-        self._last_us = max(self._last_us + 1, time.time_ns() // 1000)
+        now = time.time_ns() // 1000
+        if self.seconds_told is not None:
+            now -= int(self.seconds_told * 1_000_000 * (1 - sequence / self.count))
+        self._last_us = max(self._last_us + 1, now)
         fields = {
             "ts": datetime.fromtimestamp(self._last_us / 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "level": "INFO",

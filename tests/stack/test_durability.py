@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import httpx
 import pytest
 
 from scripts.stack import Program, Stack, collector, loki, wait_until
 from tests.stack.log_writer import LogWriter
-from tests.stack.loki_reader import HOUR_NS, LokiReader
+from tests.stack.loki_reader import DAY_NS, LokiReader
 from tests.stack.running import Running
 
 LINES = 200_000
@@ -31,10 +32,13 @@ class Found:
 
 @pytest.fixture
 def writers(stack: Stack) -> Callable[..., list[LogWriter]]:
-    def make(per_second: float | None = None) -> list[LogWriter]:
+    def make(per_second: float | None = None, seconds_told: float | None = None) -> list[LogWriter]:
         counts = [LINES // 3, LINES // 3, LINES - 2 * (LINES // 3)]
         rate = per_second / 3 if per_second else None
-        return [LogWriter(stack.logs, service, count, rate) for service, count in zip(SERVICES, counts, strict=True)]
+        return [
+            LogWriter(stack.logs, service, count, rate, seconds_told)
+            for service, count in zip(SERVICES, counts, strict=True)
+        ]
 
     return make
 
@@ -50,7 +54,9 @@ def wait_written(writers: list[LogWriter], lines: int) -> None:
 
 def wait_arrived(stack: Stack, lines: int, *, timeout: float = 90) -> None:
     reader = LokiReader(stack.loki_url)
-    wait_until(lambda: reader.count(WRITERS) >= lines, timeout=timeout, what=f"{lines} lines in Loki", interval=0.25)
+    wait_until(
+        lambda: reader.count(WRITERS, over="6h") >= lines, timeout=timeout, what=f"{lines} lines in Loki", interval=0.25
+    )
 
 
 def settle(stack: Stack) -> None:
@@ -59,7 +65,7 @@ def settle(stack: Stack) -> None:
 
     def still() -> bool:
         nonlocal seen
-        before, seen = seen, reader.count(WRITERS)
+        before, seen = seen, reader.count(WRITERS, over="6h")
         return seen == before
 
     wait_until(still, timeout=60, what="no more lines coming", interval=1.5)
@@ -73,7 +79,7 @@ def find(stack: Stack, writers: list[LogWriter], started: float) -> Found:
     complete = False
     deadline = time.monotonic() + 90
     while not complete and time.monotonic() < deadline:
-        complete = reader.count(WRITERS) >= LINES
+        complete = reader.count(WRITERS, over="6h") >= LINES
         time.sleep(0.25)
     seconds = time.monotonic() - started
     settle(stack)
@@ -82,7 +88,7 @@ def find(stack: Stack, writers: list[LogWriter], started: float) -> Found:
     for service in SERVICES:
         # With all of the metadata: where a query drops it ("| keep …"), Loki merges lines that differ in it alone.
         lines = f'{{service_name="{service}"}}'
-        for entry in reader.read_all(lines, start_ns=now - HOUR_NS, end_ns=now):
+        for entry in reader.read_all(lines, start_ns=now - DAY_NS, end_ns=now):
             fields = json.loads(entry.line)
             seen[fields["producer"], fields["seq"]] += 1
     expected = {(writer.service, sequence) for writer in writers for sequence in range(writer.count)}
@@ -178,3 +184,35 @@ def test_a_killed_collector_repeats_at_most_a_second_of_lines_and_loses_none(
     report(capsys, f"collector killed twice at {STEADY} lines/s, once with Loki killed", found, running)
     assert found.missing == 0, found.first_missing
     assert found.duplicates <= STEADY
+
+
+def discarded(stack: Stack) -> float:
+    """How many lines Loki has refused."""
+    text = httpx.get(f"{stack.loki_url}/metrics").raise_for_status().text
+    rows = [row for row in text.splitlines() if row.startswith("loki_discarded_samples_total")]
+    return sum(float(row.rpartition(" ")[2]) for row in rows)
+
+
+def test_after_an_outage_of_five_hours_every_line_is_there_and_no_late_one_is_refused(
+    stack: Stack,
+    writers: Callable[..., list[LogWriter]],
+    start: Callable[[Program], Running],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The lines say that they were written in five hours; rotated files are read side by side with the current ones."""
+    running = start(collector(stack))
+    started = time.monotonic()
+    written = [writer.start() for writer in writers(2 * STEADY, 5 * 3600.0)]
+    wait_written(written, LINES // 3)
+    running.kill()
+    wait_written(written, 2 * LINES // 3)
+    running.start()
+    for writer in written:
+        writer.join()
+    store = start(loki(stack))
+    found = find(stack, written, started)
+    report(capsys, "Loki away for five hours of lines, collector killed", found, running)
+    assert found.missing == 0, found.first_missing
+    assert found.duplicates <= STEADY
+    assert discarded(stack) == 0
+    assert store.stop() == 0
