@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import httpx
+
 from scripts.stack import Ports, Stack, StackError, collector, loki, wait_until
 from tests.stack.log_writer import LogWriter
 from tests.stack.loki_reader import DAY_NS, LokiReader
@@ -51,6 +53,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+def taken(stack: Stack) -> float:
+    """How many lines Loki says to have taken."""
+    text = httpx.get(f"{stack.loki_url}/metrics", headers={"Accept-Encoding": "identity"}).raise_for_status().text
+    rows = [row for row in text.splitlines() if row.startswith("loki_distributor_lines_received_total{")]
+    return sum(float(row.rpartition(" ")[2]) for row in rows)
+
+
 def measure(lines: int, folder: Path) -> Measured:
     stack = Stack(folder, Ports.free(), "redis://127.0.0.1:1/0")
     stack.make_folders()
@@ -68,7 +77,9 @@ def measure(lines: int, folder: Path) -> Measured:
         before = cpu_seconds(store.pid)
         started = time.monotonic()
         with Running(collector(stack), folder / "collector.log") as reading:
-            wait_until(lambda: reader.count(selector) >= lines, timeout=LONGEST, what="all lines in Loki")
+            # Counting them again and again would be much of Loki's work: it is asked once it has taken enough.
+            wait_until(lambda: taken(stack) >= lines, timeout=LONGEST, what="all lines taken by Loki", interval=0.25)
+            wait_until(lambda: reader.count(selector) >= lines, timeout=LONGEST, what="all lines in Loki", interval=0.5)
             seconds = time.monotonic() - started
             cost = cpu_seconds(reading.pid), cpu_seconds(store.pid) - before
             memory = reading.resident_mib(), store.resident_mib()

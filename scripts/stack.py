@@ -28,6 +28,8 @@ HOST = "127.0.0.1"
 SERVICES = ("ai_engine", "auto_executor", "portfolio")
 # Without it the collector loses lines when it is killed: see the head of collector/config.yaml.
 FEATURE_GATES = "stanza.synchronousLogEmitter"
+# Its heap is small and its garbage much: a tenth less CPU for 30 MiB.
+COLLECTOR_GOGC = "400"
 READY_SECONDS = 60.0
 # What Prometheus fetches from, by the names of their ports.
 _SCRAPED = ("prometheus", "alertmanager", "loki", "self_metrics", "metrics", "exporter")
@@ -177,6 +179,7 @@ def collector(stack: Stack, *overlays: Path) -> Program:
         "collector",
         (tool("otelcol-quantum"), *(f"--config={path}" for path in configs), f"--feature-gates={FEATURE_GATES}"),
         {
+            "GOGC": COLLECTOR_GOGC,
             "QUANTUM_LOG_DIR": str(stack.logs),
             "QUANTUM_CONTAINER_LOG_DIR": str(stack.containers),
             "QUANTUM_COLLECTOR_STATE": str(stack.folder / "collector"),
