@@ -148,3 +148,15 @@ def test_good_lines_arrive_among_bad_ones_which_are_kept_and_make_no_label_long(
     assert "loki_discarded_samples_total{" not in httpx.get(f"{stack.loki_url}/metrics").text
     own = httpx.get(f"http://127.0.0.1:{stack.ports.self_metrics}/metrics").text
     assert not re.search(r"^otelcol_exporter_send_failed_log_records_total\{[^}]*loki[^}]*\} [1-9]", own, re.MULTILINE)
+
+
+def test_many_long_lines_at_once_take_no_more_memory_than_few(
+    stack: Stack, real_loki: Running, real_collector: Running
+) -> None:
+    """By hundreds, whatever their length, each copy of 200 is 100 MB, and no memory limit lets that pass for long."""
+    lines = 200
+    text = "x" * 500_000
+    (stack.logs / f"{SERVICE}.jsonl").write_bytes(b"".join(good(n, text=text) + b"\n" for n in range(lines)))
+    reader = LokiReader(stack.loki_url)
+    wait_until(lambda: reader.count(f'{{service="{SERVICE}"}}') >= lines, timeout=120, what="long lines", interval=0.5)
+    assert real_collector.resident_mib() < 400  # seen: 156, and 822 by hundreds
