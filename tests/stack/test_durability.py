@@ -209,10 +209,9 @@ def test_after_an_outage_of_five_hours_every_line_is_there_and_no_late_one_is_re
     running.start()
     for writer in written:
         writer.join()
-    store = start(loki(stack))
+    start(loki(stack))
     found = find(stack, written, started)
     report(capsys, "Loki away for five hours of lines, collector killed", found, running)
     assert found.missing == 0, found.first_missing
     assert found.duplicates <= STEADY
     assert discarded(stack) == 0
-    assert store.stop() == 0
