@@ -293,6 +293,11 @@ def quantum_bus() -> dashboard_builder.Dashboard:
             about="By reason; lost: LogRecordsDiscarded.",
         ),
         graph(
+            "Deleted unread, in 12 hours",
+            promql(names.RECORDED_LOST_LINES, "{{service}}"),
+            about="Lines in files that rotation deleted before their end was read: LogLinesLostToRotation.",
+        ),
+        graph(
             "Alerting's own failures, in 5 minutes",
             promql("sum(increase(prometheus_rule_evaluation_failures_total[5m]))", "rules in Prometheus"),
             promql("sum(increase(loki_prometheus_rule_evaluation_failures_total[5m]))", "rules in Loki"),

@@ -1,13 +1,15 @@
 """Every question in a dashboard or a rule has an answer while the demo's services run, and the exchange is in trouble.
 
 One stack for all of it. What only goes wrong elsewhere is made to go wrong, too: a consumer that died holding two
-messages, one of which was deleted since, and a log record that Loki does not take.
+messages, one of which was deleted since, a log record that Loki does not take, and log files of which one is missing.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ import redis as redis_py
 import yaml
 
 from observability.grafana.generate import ORDER_EVENTS
+from quantum_bus.names import EVENT_LOG_FILE_CLOSED
 from scripts.stack import (
     ROOT,
     SERVICES,
@@ -26,13 +29,12 @@ from scripts.stack import (
     collector,
     demo_services,
     exporter,
-    loki,
     prometheus,
     redis,
     wait_until,
 )
 from tests.dashboards import Question, dashboards, questions
-from tests.stack.alerting import FETCHING, LOKI_RULES, PROMETHEUS_RULES, rules_of
+from tests.stack.alerting import FETCHING, LOKI_RULES, PROMETHEUS_RULES, quick_loki, rules_of
 from tests.stack.loki_reader import DAY_NS, HOUR_NS, Entry, LokiReader
 from tests.stack.running import Running
 from tests.unit.test_alert_rules import OF_PROGRAMS, metrics_of
@@ -51,13 +53,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.make_folders()
     with ExitStack() as running:
         for program in (
-            redis(stack), loki(stack), collector(stack), alertmanager(stack), prometheus(stack, changes=FETCHING)
+            redis(stack), quick_loki(stack), collector(stack), alertmanager(stack), prometheus(stack, changes=FETCHING)
         ):  # fmt: skip
             running.enter_context(Running(program, stack.folder / f"{program.name}.log"))
         leave_two_messages_with_the_dead(stack.redis_url)
         for program in (exporter(stack, interval=1), *demo_services(stack, metrics_every=1, trouble_every=5)):
             running.enter_context(Running(program, stack.folder / f"{program.name}.log"))
         have_a_record_refused(stack)
+        leave_a_gap_between_files(stack)
         yield stack
 
 
@@ -82,12 +85,21 @@ def answers_ping(client: Any) -> bool:
 
 def have_a_record_refused(stack: Stack) -> None:
     """By OTLP, with more metadata than Loki keeps of a line: it answers 400, and the collector gives up on it."""
-    texts = {"event": "LOG", "big": "x" * 100_000}
-    attributes = [{"key": key, "value": {"stringValue": text}} for key, text in texts.items()]
-    record = {"timeUnixNano": str(time.time_ns()), "body": {"stringValue": "much"}, "attributes": attributes}
-    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "talker"}}]}
+    texts = {"service.name": "talker", "big": "x" * 100_000}
+    record = {"timeUnixNano": str(time.time_ns()), "body": {"stringValue": "much"}}
+    resource = {"attributes": [{"key": key, "value": {"stringValue": text}} for key, text in texts.items()]}
     body = {"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record]}]}]}
     httpx.post(f"{stack.otlp_url}/v1/logs", json=body).raise_for_status()
+
+
+def leave_a_gap_between_files(stack: Stack) -> None:
+    """What closes a service's first and third file; the second was deleted before anyone read it."""
+    for lines_before in (0, 200):
+        line = {"ts": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "level": "INFO", "service": "talker",
+                "event": EVENT_LOG_FILE_CLOSED, "correlation_id": None, "msg": "Log file closed", "chain": "a",
+                "lines": 100, "lines_before": lines_before, "lines_total": lines_before + 100}  # fmt: skip
+        with (stack.logs / "talker.jsonl").open("a") as file:
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
 @pytest.fixture(scope="module")

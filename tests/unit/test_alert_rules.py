@@ -59,7 +59,7 @@ def bare(expr: str) -> str:
 def metrics_of(expr: str) -> set[str]:
     """The names of series in a PromQL expression: what is no function, label, duration or keyword."""
     left = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(?:by|on)\s*\([^)]*\)|\boffset\s+\w+", " ", bare(expr))
-    return {word for word in re.findall(r"\b[a-zA-Z_]\w*\b", left) if word not in _WORDS}
+    return {word for word in re.findall(r"(?<![\w:])[a-zA-Z_][\w:]*", left) if word not in _WORDS}
 
 
 def emitted() -> Iterator[str]:

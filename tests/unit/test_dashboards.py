@@ -133,7 +133,7 @@ def test_every_variable_in_a_query_is_one_of_the_dashboard_or_of_grafana(uid: st
 
 
 def test_every_series_in_a_dashboard_is_emitted() -> None:
-    known = set(emitted()) | OF_PROGRAMS
+    known = set(emitted()) | OF_PROGRAMS | {names.RECORDED_LOST_LINES}
     used = {question.panel: metrics_of(question.expr) for question in OF_PROMETHEUS}
     assert {panel: series - known for panel, series in used.items() if series - known} == {}
     assert used["Lag, in seconds"] == {"quantum_bus_lag_age_seconds"}
@@ -182,6 +182,7 @@ def test_every_label_in_a_query_or_its_legend_is_one_its_series_has() -> None:
 # Those whose rule asks for something else than one looks at.
 SHOWN_BY = {
     "MessagesLost": {"quantum_bus_lost_total"},  # the bus's own counter of what the rule counts in the log
+    "LogLinesLostToRotation": {names.RECORDED_LOST_LINES},
     "ServiceLogsMissing": {"quantum_bus_log_records_total"},
 }
 
