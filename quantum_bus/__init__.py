@@ -35,6 +35,7 @@ from .propagation import (
     get_correlation_id,
     set_correlation_id,
 )
+from .readiness import Health, SubscriberHealth
 from .receipt import Receipt
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ConnectionLost",
     "Event",
     "EventBus",
+    "Health",
     "LeaseLost",
     "Message",
     "MessageAlreadySettled",
@@ -57,6 +59,7 @@ __all__ = [
     "Reject",
     "Retry",
     "SerializationError",
+    "SubscriberHealth",
     "carry_context",
     "clear_correlation_id",
     "correlation_scope",

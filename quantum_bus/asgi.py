@@ -1,13 +1,16 @@
-"""The flow over HTTP: an ASGI middleware that lets it in with a request and out with its response.
+"""The bus over HTTP: a middleware that lets the flow in with a request and out with its response, and the probes.
 
 Pure ASGI, for Starlette, FastAPI, Litestar, Quart, Django and any other; nothing but the protocol is needed::
 
     app.add_middleware(CorrelationMiddleware)        # Starlette, FastAPI
     app = CorrelationMiddleware(app)                 # everything else
+    app.mount("/health", Probes(bus))                # /health/livez, /health/readyz
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import ExitStack
 from typing import Any, Final
@@ -17,8 +20,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
 
-from . import names, propagation
+from . import names, propagation, readiness
 from .errors import ConfigurationError
+from .readiness import Answer, Health
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,6 +39,8 @@ _ATTR_STATUS: Final = "http.response.status_code"
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 _OTHER_METHOD: Final = "_OTHER"
 _FIRST_SERVER_ERROR: Final = 500
+# A WebSocket's closing code for what is not taken here: RFC 6455, 7.4.1.
+_POLICY_VIOLATION: Final = 1008
 
 
 class CorrelationMiddleware:
@@ -172,3 +178,58 @@ def _note_status(span: Span, status: object) -> None:
     if status >= _FIRST_SERVER_ERROR:
         span.set_attribute(names.ATTR_ERROR_TYPE, str(status))
         span.set_status(Status(StatusCode.ERROR))
+
+
+class Probes:
+    """Answers at ``/livez`` and ``/readyz``: whether the service is alive and ready, with what is wrong as JSON.
+
+    An app to mount, under any path, beside a bus of either kind that the program starts and stops. It answers in the
+    server's event loop: one that is blocked gives no answer, which orchestrators take for a no.
+
+    Args:
+        bus: a :class:`quantum_bus.EventBus` or a :class:`quantum_bus.sync.EventBus`.
+    """
+
+    def __init__(self, bus: Any) -> None:
+        health = getattr(bus, "health", None)
+        if not callable(health):
+            raise ConfigurationError(f"Probes({type(bus).__name__}): give an EventBus")
+        self._health: Callable[..., Any] = health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's entry."""
+        if scope["type"] == "lifespan":  # where it is the whole application
+            await _live(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        else:
+            await _send(send, await self._answer(scope), body=scope["method"] != "HEAD")
+
+    async def _answer(self, scope: Scope) -> Answer:
+        path = "/" + scope["path"].rpartition("/")[2]
+        if path not in (names.PATH_LIVE, names.PATH_READY):
+            return readiness.no_such_path()
+        if scope["method"] not in readiness.ALLOWED_METHODS:
+            return readiness.no_such_method()
+        ask_redis = path == names.PATH_READY
+        health: Health
+        if inspect.iscoroutinefunction(self._health):
+            health = await self._health(ask_redis=ask_redis)
+        else:
+            health = await asyncio.to_thread(self._health, ask_redis=ask_redis)
+        return readiness.answer(path, health)
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """The lifespan of an application that has nothing to start or to stop."""
+    while True:
+        stage = (await receive())["type"]
+        await send({"type": f"{stage}.complete"})
+        if stage == "lifespan.shutdown":
+            return
+
+
+async def _send(send: Send, answer: Answer, *, body: bool) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body if body else b""})

@@ -19,7 +19,7 @@ from opentelemetry.trace import TracerProvider
 from redis.asyncio.retry import Retry as DriverRetry
 
 from . import config as options
-from . import driver, journal
+from . import driver, journal, names, readiness
 from .backoff import Backoff
 from .blocking_link import Link as BlockingLink
 from .config import (
@@ -42,7 +42,9 @@ from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
 from .heartbeat import Heartbeat, Lease, patience
 from .link import Link
+from .probes import ProbeServer
 from .publisher import Publisher
+from .readiness import Health
 from .receipt import Receipt
 from .subscriptions import Subscriptions
 from .telemetry import Telemetry
@@ -155,6 +157,7 @@ class EventBus:
         self._publisher: Publisher | None = None
         self._telemetry: Telemetry | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._begun = False
         self._stop_requested: asyncio.Event | None = None
         self._heartbeat: Heartbeat | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -495,6 +498,7 @@ class EventBus:
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()
             self._keep_leases([consumer.lease() for consumer in self._consumers])
+            self._begun = True
         except BaseException:
             await self._close()
             raise
@@ -570,11 +574,16 @@ class EventBus:
             await self._close()
         journal.stopped(self.config.service)
 
-    async def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
+    async def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT, probes: str | None = None) -> None:
         """Start, handle messages until SIGTERM or SIGINT, then drain and stop. A second signal stops without draining.
 
         Args:
             stop_timeout: seconds that running handlers have after the signal.
+            probes: ``HOST:PORT`` at which ``/livez`` and ``/readyz`` are answered over HTTP, from before the start
+                until the bus is stopped; None: nowhere.
+
+        Raises:
+            ConfigurationError: ``probes`` is no address, or one that cannot be listened at.
         """
         loop = asyncio.get_running_loop()
         requested = self._stop_requested = asyncio.Event()
@@ -590,6 +599,8 @@ class EventBus:
             requested.set()
 
         with contextlib.ExitStack() as handlers:
+            if probes is not None:
+                handlers.enter_context(ProbeServer(probes, lambda redis: self._health_from_thread(loop, redis)))
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, on_signal)
                 handlers.callback(loop.remove_signal_handler, number)
@@ -615,6 +626,69 @@ class EventBus:
         if self._loop is None:
             raise ConfigurationError("start the bus before threads publish through it")
         return self._loop
+
+    # --- health ----------------------------------------------------------------------------------
+
+    async def health(self, *, ask_redis: bool = True) -> Health:
+        """What this bus knows of itself: whether it is live and ready, and what is wrong. For probes of one's own.
+
+        May be awaited in another event loop than the bus's. Takes no longer than two seconds.
+
+        Args:
+            ask_redis: whether Redis is asked whether it answers.
+        """
+        loop = self._loop
+        if loop is None or loop is asyncio.get_running_loop():
+            return await self._health(ask_redis=ask_redis)
+        return await asyncio.to_thread(self._health_from_thread, loop, ask_redis)
+
+    async def _health(self, *, ask_redis: bool) -> Health:
+        fault = await self._redis_fault() if ask_redis else None
+        beats = (self._heartbeat is None or self._heartbeat.alive) and (
+            self._beating is None or not self._beating.done()
+        )
+        return Health(
+            service=self.config.service,
+            state=self._health_state(),
+            redis=self._where,
+            redis_fault=fault,
+            ended=() if beats or self._state is not State.RUNNING else ("heartbeat",),
+            subscribers=tuple(consumer.health() for consumer in self._consumers),
+        )
+
+    def _health_from_thread(self, loop: asyncio.AbstractEventLoop, ask_redis: bool) -> Health:
+        """From any other thread; where the event loop does not come to it in time, that is the answer."""
+        asking = self._health(ask_redis=ask_redis)
+        try:
+            future = asyncio.run_coroutine_threadsafe(asking, loop)
+        except RuntimeError:
+            asking.close()
+            return self._stalled("the event loop is closed")
+        try:
+            return future.result(readiness.STALLED_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            return self._stalled(f"the event loop has not turned for {readiness.STALLED_SECONDS:g} s")
+
+    def _stalled(self, reason: str) -> Health:
+        return Health(service=self.config.service, state=self._health_state(), redis=self._where, stalled=reason)
+
+    def _health_state(self) -> str:
+        begun = self._begun and self._state is State.RUNNING
+        return names.HEALTH_RUNNING if begun else readiness.STATES[self._state]
+
+    async def _redis_fault(self) -> str | None:
+        """Why Redis does not serve; None where it does."""
+        if self._link is None:
+            return f"Redis at {self._where} was not asked yet"
+        try:
+            async with asyncio.timeout(readiness.REDIS_SECONDS):
+                fault = driver.not_ready(await self._link.execute_one(("PING",)), self._where)
+        except TimeoutError:
+            return f"Redis at {self._where} did not answer within {readiness.REDIS_SECONDS:g} s"
+        except (ConnectionLost, ConfigurationError) as error:
+            return str(error)
+        return None if fault is None else str(fault)
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -21,6 +21,9 @@ from .errors import ConfigurationError
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 MAX_SERVICE_LENGTH: Final = 128
+MAX_PORT: Final = 65_535
+
+_HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
 
 DEFAULT_MAX_PAYLOAD_BYTES: Final = 1_048_576
 DEFAULT_CONNECT_TIMEOUT: Final = 5.0
@@ -369,6 +372,21 @@ def check_timeout(timeout: float) -> None:
         ConfigurationError: it is no finite number above 0.
     """
     _positive("timeout", timeout)
+
+
+def check_address(name: str, address: str) -> tuple[str, int]:
+    """The host and the port of an address to listen on; port 0 takes a free one.
+
+    Raises:
+        ConfigurationError: it is no HOST:PORT.
+    """
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= len("65535") else -1
+    if not colon or not _HOST.fullmatch(host) or (":" in host and not bracketed) or not 0 <= number <= MAX_PORT:
+        raise ConfigurationError(f"{name}={address!r}: give an address and a port, as '127.0.0.1:8080' or '[::1]:8080'")
+    return host, number
 
 
 def check_replicas(wait_replicas: int | None) -> None:

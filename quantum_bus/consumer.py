@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from . import delivery, driver, journal, streams
 from .backoff import Backoff
-from .breaker import FRESH_FIRST, Circuit
+from .breaker import FRESH_FIRST, Circuit, CircuitState
 from .config import BusConfig, SubscriberConfig
 from .delivery import Outcome
 from .errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -30,6 +30,7 @@ from .leadership import Leadership
 from .link import Link, Reply
 from .message import Message
 from .outbox import LOST, Letter, Outbox
+from .readiness import SubscriberHealth
 from .run import Run, admit
 from .sources import Key, NotOwned, Sources
 from .succession import Step, Succession
@@ -101,6 +102,8 @@ class Consumer:
         self._notes: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None  # when the next parked message is due
         self._lost = False  # whether a reply to a read was lost, and its entries are to be looked for
+        self._retrying = Backoff(bus.backoff_initial, bus.backoff_maximum)  # the reader's
+        self._read_since: float | None = None
         self._cutting_off = False  # whether runs are cancelled because the bus stops
         self._noted = False  # whether this server has noted a run: before, it may not know the script yet
         self._context = contextvars.copy_context()
@@ -273,10 +276,28 @@ class Consumer:
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
 
+    def health(self) -> SubscriberHealth:
+        """What it is doing now, for probes."""
+        tasks = {"reader": self._reading, "writer": self._writing, "scheduler": self._moving}
+        stopping = self._stopping.is_set()
+        return SubscriberHealth(
+            streams=self.config.streams,
+            group=self.config.group,
+            begun=self._reading is not None,
+            ended=tuple(role for role, task in tasks.items() if task is not None and task.done() and not stopping),
+            failures=self._retrying.failures,
+            since=None if self._read_since is None else self._loop.time() - self._read_since,
+            longest=self._sources.read_timeout + self._bus.reply_timeout,
+            full=self._inbox.room() < 1,
+            paused=self._circuit.paused,
+            breaker_open=self._circuit.state is not CircuitState.CLOSED,
+            standing_by=self._leadership is not None and self._leadership.stands_by(),
+        )
+
     # --- reading ---------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        backoff = self._retrying
         while not self._stopping.is_set():
             try:
                 if self._lost:
@@ -290,6 +311,7 @@ class Consumer:
                 if room < 1:
                     await _wait(self._room, self._circuit.patience())
                     continue
+                self._read_since = self._loop.time()
                 if (step := await self._next_step(room)) is None:
                     continue
                 reply = await self._reader.execute_one(step.command, timeout=step.timeout)

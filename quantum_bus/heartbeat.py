@@ -100,6 +100,11 @@ class Heartbeat:
             lease.begin()
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Send no more; what is still held expires with its lease."""
         self._stopped.set()

@@ -24,6 +24,10 @@ def started(service: str, subscribers: int) -> None:
     log.info("Bus of %s is started, %d subscribers", service, subscribers, extra={"event": names.EVENT_BUS_STARTED})
 
 
+def probed_at(address: str) -> None:
+    log.info("Probes are answered at %s%s and %s", address, names.PATH_LIVE, names.PATH_READY)
+
+
 def draining(service: str) -> None:
     log.info("Bus of %s is draining", service, extra={"event": names.EVENT_BUS_DRAINING})
 

@@ -65,6 +65,10 @@ class Leadership:
         with self._lock:
             return self._numbers[stream] if self._clock() < self._until[stream] else NOT_LEADING
 
+    def stands_by(self) -> bool:
+        """Whether this consumer leads none of its streams, and another one does."""
+        return bool(self.holders) and not any(map(self.term, self._keys))
+
     def end(self, stream: str) -> None:
         """Something shows that another consumer leads, or has led: the next renewal begins a new term."""
         with self._lock:

@@ -127,6 +127,25 @@ HEADER_TRACESTATE: Final = "tracestate"
 HEADER_BAGGAGE: Final = "baggage"
 HEADER_CORRELATION_ID: Final = "X-Correlation-ID"
 
+# --- probes ----------------------------------------------------------------------------------------
+
+PATH_LIVE: Final = "/livez"
+PATH_READY: Final = "/readyz"
+
+# Where a bus is in its life: `state` in a probe's answer.
+HEALTH_STARTING: Final = "starting"
+HEALTH_RUNNING: Final = "running"
+HEALTH_DRAINING: Final = "draining"
+HEALTH_STOPPED: Final = "stopped"
+
+# What a subscriber does: `doing` there.
+DOING_READING: Final = "reading"
+DOING_FULL: Final = "full"
+DOING_PAUSED: Final = "paused"
+DOING_BREAKER_OPEN: Final = "breaker open"
+DOING_STANDING_BY: Final = "standing by"
+DOING_NOTHING: Final = "nothing"
+
 # --- environment -----------------------------------------------------------------------------------
 
 ENV_URL: Final = "QUANTUM_BUS_URL"

@@ -46,6 +46,10 @@ def run(
     stop_timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long running handlers have to end.")
     ] = DEFAULT_STOP_TIMEOUT,
+    probes: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where /livez and /readyz are answered over HTTP.", show_default=False),
+    ] = None,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL.")] = "INFO",
     log_format: Annotated[
         LogFormat | None,
@@ -71,9 +75,9 @@ def run(
                 chosen = "text" if log_format is LogFormat.TEXT else "json"
             setup_json_logging(bus.config.service, log_level, format=chosen)
         if isinstance(bus, SyncEventBus):
-            bus.run(stop_timeout=stop_timeout)
+            bus.run(stop_timeout=stop_timeout, probes=probes)
         else:
-            asyncio.run(bus.run(stop_timeout=stop_timeout))
+            asyncio.run(bus.run(stop_timeout=stop_timeout, probes=probes))
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         fail("run: stopped without draining", EXIT_INTERRUPTED, error=error if debug else None)
     except (TargetError, ConfigurationError) as error:

@@ -20,7 +20,7 @@ from opentelemetry.trace import TracerProvider
 from redis.retry import Retry as DriverRetry
 
 from quantum_bus import config as options
-from quantum_bus import driver, journal, streams
+from quantum_bus import driver, journal, names, readiness, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import (
@@ -40,6 +40,8 @@ from quantum_bus.config import (
 from quantum_bus.envelope import Event
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from quantum_bus.heartbeat import Heartbeat, patience
+from quantum_bus.probes import ProbeServer
+from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
@@ -135,6 +137,7 @@ class EventBus:
         self._changed = threading.Condition()
         self._heartbeat: Heartbeat | None = None
         self._publishing = 0
+        self._begun = False
         self._stop_requested = threading.Event()
 
     # --- what to do ------------------------------------------------------------------------------
@@ -366,6 +369,7 @@ class EventBus:
                 link = self._new_link(patience(leases, self.config.reply_timeout))
                 self._heartbeat = Heartbeat(link, leases)
                 self._heartbeat.start()
+            self._begun = True
         except BaseException:
             self._close()
             raise
@@ -413,14 +417,17 @@ class EventBus:
             self._close()
         journal.stopped(self.config.service)
 
-    def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT) -> None:
+    def run(self, *, stop_timeout: float = options.DEFAULT_STOP_TIMEOUT, probes: str | None = None) -> None:
         """Start, handle messages until SIGTERM or SIGINT, then drain and stop. A second signal stops without draining.
 
         Args:
             stop_timeout: seconds that running handlers have after the signal.
+            probes: ``HOST:PORT`` at which ``/livez`` and ``/readyz`` are answered over HTTP, from before the start
+                until the bus is stopped; None: nowhere.
 
         Raises:
-            ConfigurationError: called outside of the main thread, which is the only one to get signals.
+            ConfigurationError: ``probes`` is no address, or one that cannot be listened at; or called outside of the
+                main thread, which is the only one to get signals.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError("run() needs the main thread, for its signals; elsewhere use start() and stop()")
@@ -431,6 +438,8 @@ class EventBus:
             self._stop_requested.set()
 
         with contextlib.ExitStack() as handlers:
+            if probes is not None:
+                handlers.enter_context(ProbeServer(probes, lambda redis: self.health(ask_redis=redis)))
             for number in STOP_SIGNALS:
                 handlers.callback(signal.signal, number, signal.signal(number, on_signal))
             try:
@@ -445,6 +454,32 @@ class EventBus:
     def request_stop(self) -> None:
         """Have :meth:`run` drain and return, as a signal would; from any thread."""
         self._stop_requested.set()
+
+    # --- health ----------------------------------------------------------------------------------
+
+    def health(self, *, ask_redis: bool = True) -> Health:
+        """What this bus knows of itself; see :meth:`quantum_bus.EventBus.health`."""
+        fault = self._redis_fault() if ask_redis else None
+        with self._changed:
+            state, begun = self._state, self._begun
+        beats = self._heartbeat is None or self._heartbeat.alive or state is not State.RUNNING
+        return Health(
+            service=self.config.service,
+            state=names.HEALTH_RUNNING if begun and state is State.RUNNING else readiness.STATES[state],
+            redis=self._where,
+            redis_fault=fault,
+            ended=() if beats else ("heartbeat",),
+            subscribers=tuple(consumer.health() for consumer in self._consumers),
+        )
+
+    def _redis_fault(self) -> str | None:
+        """Why Redis does not serve; None where it does."""
+        try:
+            reply = self._link.execute_one(("PING",), timeout=readiness.REDIS_SECONDS)
+        except (ConnectionLost, ConfigurationError) as error:
+            return str(error)
+        fault = driver.not_ready(reply, self._where)
+        return None if fault is None else str(fault)
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from quantum_bus import delivery, driver, journal, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
-from quantum_bus.breaker import FRESH_FIRST, Circuit
+from quantum_bus.breaker import FRESH_FIRST, Circuit, CircuitState
 from quantum_bus.config import BusConfig, SubscriberConfig
 from quantum_bus.delivery import Outcome
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -31,6 +31,7 @@ from quantum_bus.lanes import Lanes
 from quantum_bus.leadership import Leadership
 from quantum_bus.message import Message
 from quantum_bus.outbox import LOST, Letter, Outbox
+from quantum_bus.readiness import SubscriberHealth
 from quantum_bus.run import Run, admit
 from quantum_bus.sources import Key, NotOwned, Sources
 from quantum_bus.succession import Step, Succession
@@ -83,6 +84,8 @@ class Consumer:
         self._stopping = threading.Event()
         self._closed = False
         self._lost = False  # whether a reply to a read was lost, and its entries are to be looked for
+        self._retrying = Backoff(bus.backoff_initial, bus.backoff_maximum)  # the reader's
+        self._read_since: float | None = None
         self._context = contextvars.copy_context()
         self._reading = self._thread("reader", self._read)
         self._writing = self._thread("writer", self._write)
@@ -233,10 +236,35 @@ class Consumer:
         """Have the server end a read that blocks."""
         return [] if self._reader.client_id is None else [("CLIENT", "UNBLOCK", self._reader.client_id)]
 
+    def health(self) -> SubscriberHealth:
+        """What it is doing now, for probes."""
+        threads = {"reader": [self._reading], "writer": [self._writing], "scheduler": [self._moving]}
+        threads["worker"] = self._workers
+        began = self._reading.ident is not None
+        with self._changed:
+            full = self._inbox.room() < 1
+        return SubscriberHealth(
+            streams=self.config.streams,
+            group=self.config.group,
+            begun=began,
+            ended=tuple(
+                role
+                for role, those in threads.items()
+                if began and not self._stopping.is_set() and not all(thread.is_alive() for thread in those)
+            ),
+            failures=self._retrying.failures,
+            since=None if self._read_since is None else monotonic() - self._read_since,
+            longest=self._sources.read_timeout + self._bus.reply_timeout,
+            full=full,
+            paused=self._circuit.paused,
+            breaker_open=self._circuit.state is not CircuitState.CLOSED,
+            standing_by=self._leadership is not None and self._leadership.stands_by(),
+        )
+
     # --- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        backoff = Backoff(self._bus.backoff_initial, self._bus.backoff_maximum)
+        backoff = self._retrying
         while not self._stopping.is_set():
             try:
                 if self._lost:
@@ -248,6 +276,7 @@ class Consumer:
                 room = self._await_room()
                 if not room:
                     continue
+                self._read_since = monotonic()
                 if (step := self._next_step(room)) is None:
                     continue
                 reply = self._reader.execute_one(step.command, timeout=step.timeout)
