@@ -17,7 +17,7 @@ import typer
 from quantum_bus import names
 from quantum_bus.bus import EventBus
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail
-from quantum_bus.config import DEFAULT_STOP_TIMEOUT
+from quantum_bus.config import DEFAULT_STOP_TIMEOUT, check_address
 from quantum_bus.errors import ConfigurationError, QuantumBusError
 from quantum_bus.jsonlog import get_logger, setup_json_logging
 from quantum_bus.sync import EventBus as SyncEventBus
@@ -68,6 +68,8 @@ def run(
     except TargetError as error:
         fail(f"run: {error}", EXIT_USAGE, error=error.__cause__ if debug else None)
     try:
+        if probes is not None:
+            check_address("--probes", probes)
         bus = asyncio.run(made(target, found))
         if log_format is not LogFormat.NONE:
             chosen: Literal["json", "text"] | None = None

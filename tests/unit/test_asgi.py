@@ -1,6 +1,8 @@
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,10 +15,10 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from quantum_bus import ConfigurationError, get_correlation_id
-from quantum_bus.asgi import CorrelationMiddleware
+from quantum_bus import ConfigurationError, Health, get_correlation_id, names
+from quantum_bus.asgi import CorrelationMiddleware, Probes
 from quantum_bus.propagation import format_traceparent, parse_context
 from quantum_bus.testing import TestBus
 
@@ -274,3 +276,99 @@ async def test_a_message_published_in_a_request_is_part_of_its_flow() -> None:
     assert entry.fields["traceparent"].startswith(f"00-{TRACE_ID}-")
     assert entry.fields["baggage"] == "tenant=eu"
     assert line["correlation_id"] == UUID
+
+
+# --- probes ------------------------------------------------------------------------------------------------------
+
+
+class Bus:
+    """Of either kind, as the probes see it."""
+
+    def __init__(self, health: Health) -> None:
+        self.told = health
+        self.asked: list[bool] = []
+
+
+class AsyncioBus(Bus):
+    async def health(self, *, ask_redis: bool = True) -> Health:
+        self.asked.append(ask_redis)
+        return self.told
+
+
+class ThreadsBus(Bus):
+    def health(self, *, ask_redis: bool = True) -> Health:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()  # a call that blocks is no matter of the event loop's
+        self.asked.append(ask_redis)
+        return self.told
+
+
+HEALTH = Health(service="shop", state=names.HEALTH_RUNNING, redis="redis://***@localhost")
+
+
+@pytest.mark.parametrize("kind", [AsyncioBus, ThreadsBus])
+@pytest.mark.parametrize("mount", ["", "/health"])
+async def test_probes_are_answered_under_any_path_and_only_readiness_asks_redis(kind: type[Bus], mount: str) -> None:
+    bus = kind(HEALTH)
+    async with client_of(Starlette(routes=[Mount(mount or "/", Probes(bus))])) as client:
+        assert (await client.get(f"{mount}/livez")).json()["live"] is True
+        ready = await client.get(f"{mount}/readyz?verbose=1")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        assert (ready.headers["content-type"], ready.headers["cache-control"]) == ("application/json", "no-store")
+        assert bus.asked == [False, True]
+        bus.told = replace(HEALTH, redis_fault="Redis is away")
+        ready = await client.get(f"{mount}/readyz")
+        assert (ready.status_code, ready.json()["faults"]) == (503, ["Redis is away"])
+        assert (await client.get(f"{mount}/livez")).status_code == 200
+
+
+async def test_probes_take_get_and_head_and_know_no_other_path() -> None:
+    bus = AsyncioBus(HEALTH)
+    async with client_of(Probes(bus)) as client:
+        head = await client.head("/livez")
+        assert (head.status_code, head.content) == (200, b"")
+        assert int(head.headers["content-length"]) == len((await client.get("/livez")).content)
+        refused = await client.post("/livez")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+        assert (await client.get("/metrics")).status_code == 404
+    assert bus.asked == [False, False]
+
+
+async def test_probes_may_be_the_whole_application_and_take_no_websocket() -> None:
+    sent: list[Any] = []
+    stages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": next(stages)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = Probes(AsyncioBus(HEALTH))
+    await app({"type": "lifespan"}, receive, send)
+    await app({"type": "websocket", "path": "/livez"}, receive, send)
+    assert [message["type"] for message in sent] == [
+        "lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"
+    ]  # fmt: skip
+
+
+async def test_probes_of_a_bus_that_runs_in_the_same_loop() -> None:
+    async with TestBus() as bus:
+
+        @bus.subscriber("orders")
+        async def handle(order: dict[str, Any]) -> None: ...
+
+        async with client_of(Probes(bus.bus)) as client:
+            starting = await client.get("/readyz")
+            assert (starting.status_code, starting.json()["state"]) == (503, "starting")
+            await bus.start()
+            while (ready := await client.get("/readyz")).status_code != 200:
+                await bus.drained()  # its subscribers have begun, and will have read a moment later
+            assert ready.json()["subscribers"] == [
+                {"streams": ["orders"], "group": "test", "doing": "reading", "fault": None}
+            ]
+
+
+def test_probes_of_what_is_no_bus_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="give an EventBus"):
+        Probes("bus")

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from quantum_bus.config import BusConfig, Retry, SubscriberConfig, check_stream, hash_tag, masked_url
+from quantum_bus.config import (
+    BusConfig,
+    Retry,
+    SubscriberConfig,
+    check_address,
+    check_stream,
+    hash_tag,
+    masked_url,
+)
 from quantum_bus.errors import ConfigurationError
 from tests.unit.hostile import hostile_text
 
@@ -372,3 +380,21 @@ def test_masking_never_raises(url: str) -> None:
 
 def test_a_configuration_may_be_logged() -> None:
     assert "secret" not in repr(bus(url="redis://:secret@h"))
+
+
+@pytest.mark.parametrize(
+    ("address", "read"),
+    [("127.0.0.1:8080", ("127.0.0.1", 8080)), ("[::1]:0", ("::1", 0)), ("localhost:65535", ("localhost", 65535))],
+)
+def test_an_address_to_listen_on_is_read(address: str, read: tuple[str, int]) -> None:
+    assert check_address("probes", address) == read
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "8080", ":8080", "h:", "h:x", "h:-1", "h:65536", "h:١", "h:9" + "9" * 9999, "::1:80", "[]:80", "a b:80",
+     "http://h:80", "h:80/", "h\n:80", None, 8080, True],
+)  # fmt: skip
+def test_what_is_no_address_to_listen_on_is_refused_and_a_right_one_shown(address: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^probes=.*give an address and a port, as '127\.0\.0\.1:8080'"):
+        check_address("probes", address)
