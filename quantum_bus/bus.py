@@ -678,9 +678,9 @@ class EventBus:
         return names.HEALTH_RUNNING if begun else readiness.STATES[self._state]
 
     async def _redis_fault(self) -> str | None:
-        """Why Redis does not serve; None where it does."""
-        if self._link is None:
-            return f"Redis at {self._where} was not asked yet"
+        """Why Redis does not serve; None where it does, or the bus has no connection to ask over."""
+        if self._link is None or self._state not in readiness.CONNECTED:
+            return None
         try:
             async with asyncio.timeout(readiness.REDIS_SECONDS):
                 fault = driver.not_ready(await self._link.execute_one(("PING",)), self._where)

@@ -32,6 +32,8 @@ STATES: Final = {
     State.STOPPING: names.HEALTH_DRAINING,
     State.CLOSED: names.HEALTH_STOPPED,
 }
+# In which a bus has a connection; asking in any other would open one that nobody closes.
+CONNECTED: Final = (State.RUNNING, State.STOPPING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -473,7 +473,9 @@ class EventBus:
         )
 
     def _redis_fault(self) -> str | None:
-        """Why Redis does not serve; None where it does."""
+        """Why Redis does not serve; None where it does, or the bus has no connection to ask over."""
+        if self._state not in readiness.CONNECTED:
+            return None
         try:
             reply = self._link.execute_one(("PING",), timeout=readiness.REDIS_SECONDS)
         except (ConnectionLost, ConfigurationError) as error:
