@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import re
+import secrets
 import shlex
 import socket
 import subprocess
@@ -58,6 +59,7 @@ class Ports:
     exporter: int = 9464
     prometheus: int = 9090
     alertmanager: int = 9093
+    grafana: int = 3001
     webhook: int = 9095
     smtp: int = 2525
 
@@ -114,6 +116,15 @@ class Stack:
     @property
     def alertmanager_url(self) -> str:
         return f"http://{HOST}:{self.ports.alertmanager}"
+
+    @property
+    def grafana_url(self) -> str:
+        return f"http://{HOST}:{self.ports.grafana}"
+
+    @property
+    def status_file(self) -> Path:
+        """What `scripts/log_status.sh --env-file` is to be told."""
+        return self.folder / "status.env"
 
     @property
     def secrets(self) -> Path:
@@ -261,6 +272,33 @@ def notified(stack: Stack) -> Program:
     )
 
 
+def grafana_stand_in(stack: Stack, *, loki: bool = True) -> Program:
+    """In place of Grafana, which cannot be built here: its health and its data sources; `loki` among them or not."""
+    token = stack.secrets / "grafana_token"
+    if not token.exists():
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_urlsafe())
+    argv = [sys.executable, str(ROOT / "scripts/grafana_stand_in.py"), f"--port={stack.ports.grafana}"]
+    argv += [f"--token-file={token}", f"--prometheus={stack.prometheus_url}"]
+    argv += [f"--loki={stack.loki_url}"] * loki
+    return Program("grafana_stand_in", tuple(argv), {}, f"{stack.grafana_url}/api/health")
+
+
+def write_status_file(stack: Stack) -> None:
+    """Where everything is, for `scripts/log_status.sh`."""
+    told = {
+        "LOKI_URL": stack.loki_url,
+        "COLLECTOR_HEALTH_URL": f"http://{HOST}:{stack.ports.health}",
+        "COLLECTOR_METRICS_URL": f"http://{HOST}:{stack.ports.self_metrics}/metrics",
+        "GRAFANA_URL": stack.grafana_url,
+        "GRAFANA_TOKEN_FILE": stack.secrets / "grafana_token",
+        "PROMETHEUS_URL": stack.prometheus_url,
+        "ALERTMANAGER_URL": stack.alertmanager_url,
+        "LOG_DIR": stack.logs,
+    }
+    stack.status_file.write_text("".join(f"QUANTUM_{name}={value}\n" for name, value in told.items()))
+
+
 def exporter(stack: Stack, *, interval: float = 15.0) -> Program:
     """`quantum-bus exporter` on the stack's Redis."""
     listen = f"{HOST}:{stack.ports.exporter}"
@@ -360,6 +398,7 @@ def _run_when_open(address: str, command: Sequence[str]) -> None:
 
 
 def _banner(stack: Stack) -> str:
+    status = shlex.join([str(ROOT / "scripts/log_status.sh"), "--env-file", str(stack.status_file)])
     logcli = shlex.join([tool("logcli"), f"--addr={stack.loki_url}", "query", "--since=1h", "--limit=20"])
     return "\n".join(
         [
@@ -368,12 +407,16 @@ def _banner(stack: Stack) -> str:
             f"  Redis            {stack.redis_url}",
             f"  Loki             {stack.loki_url}",
             f"  Prometheus       {stack.prometheus_url}/alerts",
+            f"  Grafana          not here: a stand-in at {stack.grafana_url} answers for it in the check below",
             f"  Alertmanager     {stack.alertmanager_url} (what it sends is printed here, by notified)",
             f"  OTLP             {stack.otlp_url} (HTTP), {HOST}:{stack.ports.otlp_grpc} (gRPC)",
             f"  metrics          http://{HOST}:{stack.ports.metrics}/metrics of the services",
             f"                   http://{HOST}:{stack.ports.self_metrics}/metrics of the collector",
             f"                   http://{HOST}:{stack.ports.exporter}/metrics of streams and groups",
             f"  log files        {stack.logs}",
+            "",
+            "Is all well?",
+            f"  {status}",
             "",
             "One order's story, from every service (any correlation_id of a line will do):",
             f"""  {logcli} '{{service_name=~".+"}} |= "ORDER_"'""",
@@ -429,7 +472,8 @@ def run(folder: Path, *, seconds: float | None) -> int:
     ports = Ports.usual_or_free()
     stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
     stack.make_folders()
-    watching = [exporter(stack), prometheus(stack), notified(stack), alertmanager(stack)]
+    watching = [exporter(stack), prometheus(stack), notified(stack), alertmanager(stack), grafana_stand_in(stack)]
+    write_status_file(stack)
     programs = [loki(stack), collector(stack), *watching, *demo_services(stack)]
     if not url:
         programs.insert(0, redis(stack))
