@@ -354,7 +354,7 @@ def _sequence(rows: list[tuple[int, str]], at: int, depth: int) -> tuple[list[An
             rows[at] = (depth + len(rows[at][1]) - len(inside), inside)
             item, at = _mapping(rows, at, rows[at][0])
         else:
-            item, at = _scalar(inside), _past(rows, at + 1, depth)
+            item, at = _value(inside, rows, at + 1, depth)
         items.append(item)
     return items, at
 
@@ -368,15 +368,16 @@ def _mapping(rows: list[tuple[int, str]], at: int, depth: int) -> tuple[dict[str
         if not value.strip() and nested:
             found[key], at = _node(rows, at)
         else:
-            found[key], at = _scalar(value.strip()), _past(rows, at, depth)
+            found[key], at = _value(value.strip(), rows, at, depth)
     return found, at
 
 
-def _past(rows: list[tuple[int, str]], at: int, depth: int) -> int:
-    """Behind what a value goes on with, further in."""
+def _value(text: str, rows: list[tuple[int, str]], at: int, depth: int) -> tuple[str, int]:
+    """A plain value, with the lines further in that it is folded into."""
     while at < len(rows) and rows[at][0] > depth:
+        text += " " + rows[at][1]
         at += 1
-    return at
+    return _scalar(text), at
 
 
 def _scalar(text: str) -> str:
