@@ -77,7 +77,7 @@ def test_a_flow_is_found_from_every_service_and_nothing_is_left_after_ctrl_c(mak
         return {entry.labels["service"] for entry in lines}
 
     wait_until(lambda: services_of_one_flow() == set(SERVICES), timeout=60, what="one flow in three services")
-    assert len(make_stack.pids) == 10
+    assert len(make_stack.pids) == 11
     make_stack.process.send_signal(signal.SIGINT)
     assert make_stack.process.wait(60) == 0, make_stack.said
     assert not list(filter(alive, make_stack.pids))
