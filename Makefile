@@ -62,6 +62,7 @@ faults: install system-packages  ## the same, whole; or for hours: make faults A
 lint: install tools  ## style, types, which module may import which, and every configuration by its own program
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/shellcheck scripts/*.sh
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache  # its cache does not notice modules that came since
 	$(BIN)/python -m observability.grafana.generate --check

@@ -20,7 +20,7 @@ command -v apt-get >/dev/null || give_up "there is no apt-get to install it"
 
 # redis-server starts its service on a fixed port; a policy of 101 ("not allowed") keeps every new service from it.
 policy=/usr/sbin/policy-rc.d
-mine= failed=
+mine='' failed=''
 if [ ! -e "$policy" ]; then
     mine=1
     printf '#!/bin/sh\nexit 101\n' >"$policy"
