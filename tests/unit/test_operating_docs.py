@@ -14,6 +14,7 @@ from quantum_bus.exporter import DEFAULT_INTERVAL, DEFAULT_MAX_GROUPS, DEFAULT_M
 from quantum_bus.findings import CHECKS
 from quantum_bus.scraping import prometheus_name
 from quantum_bus.state import COUNT_LIMIT
+from scripts.log_status_verdicts import WHAT
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATING = (DOCS / "operating.md").read_text(encoding="utf-8")
@@ -73,3 +74,13 @@ def test_defaults_are_those_that_are_documented() -> None:
     assert f"`--interval` ({DEFAULT_INTERVAL:g} s)" in OPERATING
     assert f"`--max-groups N` | {DEFAULT_MAX_STREAMS}, {DEFAULT_MAX_GROUPS} |" in OPERATING
     assert f"{COUNT_LIMIT:,} entries are counted" in OPERATING
+
+
+def test_the_words_of_probes_and_the_checks_of_the_logging_stack_are_documented() -> None:
+    section = OPERATING.split("## Probes")[1]
+    for name, value in vars(names).items():
+        if name.startswith(("PATH_", "HEALTH_", "DOING_")):
+            assert f"`{value}`" in section, name
+    stack = OPERATING.split("## Is the logging stack well?")[1].split("\n## ")[0]
+    assert re.findall(r"^PASS +\d+  (\S.*?) {2,}", stack, re.MULTILINE)[:10] == list(WHAT.values())
+    assert re.findall(r"^\| (\d+) \| ", stack, re.MULTILINE) == [str(number) for number in range(1, 11)]
