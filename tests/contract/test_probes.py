@@ -156,10 +156,12 @@ async def test_of_ordered_consumers_the_one_that_stands_by_is_ready_and_says_so(
     buses: Buses, real_backend: Backend, stream: str
 ) -> None:
     made = [buses(), buses()]
-    for bus in made:
+    handled: list[int] = []
+    for number, bus in enumerate(made):
 
         @bus.subscriber(stream, ordered=True)
-        async def handle(payload: Any) -> None: ...
+        async def handle(payload: Any, number: int = number) -> None:
+            handled.append(number)
 
         await bus.start()
 
@@ -167,6 +169,9 @@ async def test_of_ordered_consumers_the_one_that_stands_by_is_ready_and_says_so(
         return sorted([(await doing(bus))[0] for bus in made]) == ["reading", "standing by"]
 
     await eventually(one_leads)
+    await made[0].publish(stream, 1)
+    await eventually(lambda: handled)
+    assert await doing(made[handled[0]]) == ["reading"]
     for bus in made:
         await eventually(lambda bus=bus: ready(bus))
 

@@ -170,6 +170,7 @@ def test_a_level_keeps_lower_records_out(serve: Callable[..., Service], client: 
         (["shop:buss"], 2, "did you mean shop:bus?"),
         (["nothing:bus"], 2, "there is no module 'nothing'"),
         (["shop:bus", "--log-level=loud"], 2, "level='loud'"),
+        (["shop:bus", "--probes=8080"], 2, "--probes='8080': give an address and a port"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_2(

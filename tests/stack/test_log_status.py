@@ -23,6 +23,7 @@ from scripts.stack import (
     Stack,
     alertmanager,
     collector,
+    demo_services,
     grafana_stand_in,
     loki,
     prometheus,
@@ -101,7 +102,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     stack.make_folders()
     write_status_file(stack)
     programs = [redis(stack), loki(stack), collector(stack), prometheus(stack), alertmanager(stack),
-                grafana_stand_in(stack), *(service(stack, name) for name in SERVICES)]  # fmt: skip
+                grafana_stand_in(stack), *demo_services(stack)]  # fmt: skip
     with ExitStack() as live:
         running = {each.name: live.enter_context(Running(each, folder / f"{each.name}.out")) for each in programs}
         made = Deployment(stack, running)

@@ -104,11 +104,16 @@ def test_garbage_is_refused_without_a_word_on_standard_error_and_the_next_is_ans
     assert capfd.readouterr().err == ""
 
 
-def test_clients_that_say_nothing_give_way_to_one_that_asks(port: int) -> None:
-    with contextlib.ExitStack() as held:
-        for _ in range(3 * MOST_CONNECTIONS):
-            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+def test_clients_that_say_nothing_give_way_to_one_that_asks(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "CONNECTION_SECONDS", 600.0)
+    monkeypatch.setattr(probes._Handler, "timeout", 600.0)
+    with contextlib.ExitStack() as opened:
+        held = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            for _ in range(3 * MOST_CONNECTIONS)
+        ]
         assert request(port, "/livez")[0] == 200
+        assert [client.recv(1) for client in held[:MOST_CONNECTIONS]] == [b""] * MOST_CONNECTIONS
 
 
 def test_a_client_that_never_ends_its_request_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
