@@ -17,6 +17,7 @@ from typing import Final, Literal
 from urllib.parse import unquote_plus, urlsplit
 
 from . import names
+from .address import url_of
 from .errors import ConfigurationError
 
 SCHEMES: Final = ("redis", "rediss", "unix")
@@ -276,7 +277,7 @@ class BusConfig:
         if has_client and url is not None:
             raise ConfigurationError("give either a url or a client, not both")
         if not has_client and url is None:
-            url = env.get(names.ENV_URL)
+            url = url_of(env)
             if not url:
                 raise ConfigurationError(
                     f"no Redis to talk to: EventBus('redis://localhost:6379/0'), or set {names.ENV_URL}"

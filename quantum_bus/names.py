@@ -149,6 +149,7 @@ DOING_NOTHING: Final = "nothing"
 # --- environment -----------------------------------------------------------------------------------
 
 ENV_URL: Final = "QUANTUM_BUS_URL"
+ENV_URL_FILE: Final = "QUANTUM_BUS_URL_FILE"
 ENV_SERVICE: Final = "QUANTUM_BUS_SERVICE"
 ENV_OTEL_SERVICE: Final = "OTEL_SERVICE_NAME"
 ENV_LOG_FORMAT: Final = "QUANTUM_BUS_LOG_FORMAT"

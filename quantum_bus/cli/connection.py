@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Final
@@ -19,6 +20,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
 from quantum_bus import driver, names
+from quantum_bus.address import url_of
 from quantum_bus.blocking_link import Link
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
 from quantum_bus.config import DEFAULT_REPLY_TIMEOUT, BusConfig, check_stream, masked_url
@@ -27,10 +29,25 @@ from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusErr
 # What BusConfig wants to know of a service, and nothing shows.
 _SERVICE: Final = "quantum-bus"
 
+
+def _else_from_file(context: typer.Context, url: str | None) -> str | None:
+    if url or context.resilient_parsing:
+        return url
+    try:
+        return url_of(os.environ)
+    except ConfigurationError as error:
+        fail(f"{context.command_path.partition(' ')[2]}: {error}", EXIT_USAGE)
+
+
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", metavar="URL", envvar=names.ENV_URL, help="The Redis, as redis://localhost:6379/0.", show_default=False
+        "--url",
+        metavar="URL",
+        envvar=names.ENV_URL,
+        callback=_else_from_file,
+        help=f"The Redis, as redis://localhost:6379/0; else the file that {names.ENV_URL_FILE} names holds it.",
+        show_default=False,
     ),
 ]
 Prefix = Annotated[str, typer.Option("--prefix", metavar="TEXT", help="What the buses put before each stream's name.")]

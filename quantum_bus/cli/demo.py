@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from quantum_bus import names
+from quantum_bus.address import url_of
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
 from quantum_bus.demo.flow import Flow, Hop, Step, StreamEntry
 from quantum_bus.demo.run import DEFAULT_INTENTS, DemoError, Result, run_demo
@@ -53,7 +54,7 @@ def demo(
             with progress.status("…") as status:
                 result = run_demo(
                     folder,
-                    url=url or os.environ.get(names.ENV_URL) or None,
+                    url=url or url_of(os.environ),
                     signals=signals,
                     intents=intents,
                     say=lambda text: status.update(f"{text} …"),
