@@ -18,6 +18,7 @@ compile() {  # OUTPUT ARGUMENT…
 compile requirements/dev.txt pyproject.toml --all-extras --group dev "$@"
 compile requirements/test.txt pyproject.toml --all-extras --group test -c requirements/dev.txt  # the installed wheel
 compile requirements/run.txt pyproject.toml --all-extras --group build --group stack -c requirements/dev.txt  # the demo and the stack
+compile requirements/services.txt pyproject.toml --all-extras -c requirements/dev.txt  # deploy/services/Dockerfile
 compile requirements/base.txt pyproject.toml -c requirements/dev.txt  # as users get it, without extras
 
 # The oldest versions pyproject.toml allows, under today's test tools.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the pipeline's programs once, from pinned modules whose checksums are committed.
 #
-#   scripts/tools.sh [PROGRAM…]   builds what is missing (all eight programs when none is named)
+#   scripts/tools.sh [PROGRAM…]   builds what is missing (all programs when none is named)
 #   scripts/tools.sh --path       prints the one folder that holds them; builds nothing
 #
 # Everything is kept outside the checkout, under a name made from the pins' content: a second checkout builds
@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-programs=(otelcol-quantum loki logcli lokitool prometheus promtool alertmanager amtool)
+programs=(otelcol-quantum loki logcli lokitool prometheus promtool alertmanager amtool compose-spec)
 cache=${QUANTUM_TOOLS_DIR:-${XDG_CACHE_HOME:-${HOME:?HOME, XDG_CACHE_HOME or QUANTUM_TOOLS_DIR must say where to build}/.cache}/quantum-bus/tools}
 platform="$(uname -s)-$(uname -m)"
 
@@ -19,6 +19,7 @@ component_of() {  # PROGRAM
         loki | logcli | lokitool) echo loki ;;
         prometheus | promtool) echo prometheus ;;
         alertmanager | amtool) echo alertmanager ;;
+        compose-spec) echo compose ;;
         *) echo "no such program: $1 (there are: ${programs[*]})" >&2; return 2 ;;
     esac
 }
@@ -34,6 +35,7 @@ version_of() {  # COMPONENT
     case $1 in
         collector) sed -n 's/^  version: //p' collector/manifest.yaml ;;
         loki) sed -nE 's#^(require |\t)github.com/grafana/loki/v3 (v[^ ]+).*#\2#p' tools/loki/go.mod ;;
+        compose) sed -nE 's#^(require |\t)github.com/compose-spec/compose-go/v2 (v[^ ]+).*#\2#p' tools/compose/go.mod ;;
         *) sed -nE "s#^(require |\t)github.com/prometheus/$1 (v[^ ]+).*#\\2#p" "tools/$1/go.mod" ;;
     esac
 }
@@ -49,7 +51,7 @@ home_of() {  # COMPONENT: where its programs are kept
 }
 
 declare -A homes
-for component in collector loki prometheus alertmanager; do
+for component in collector loki prometheus alertmanager compose; do
     homes[$component]=$(home_of "$component")
 done
 folder="$cache/bin-$(printf '%s\n' "${homes[@]##*/}" | sort | sha256sum | cut -c 1-12)"
@@ -137,6 +139,8 @@ build() {  # PROGRAM OUTPUT
         loki | logcli | lokitool)
             local where=github.com/grafana/loki/v3/pkg/util/build
             build_module tools/loki "$2" "github.com/grafana/loki/v3/cmd/$1" "-X $where.Version=$(version_of loki)" ;;
+        # The loader that docker compose itself reads a file with.
+        compose-spec) build_module tools/compose "$2" github.com/compose-spec/compose-go/v2/cmd ;;
         *)
             local component
             component=$(component_of "$1")
