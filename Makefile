@@ -93,7 +93,7 @@ dashboards: install  ## writes Grafana's dashboards anew from observability/graf
 	$(BIN)/python -m observability.grafana.generate
 
 .PHONY: system-packages
-system-packages:  ## a current Redis and libfaketime, where they are missing and apt-get can install them
+system-packages:  ## a current Redis, libfaketime and systemd-analyze, where they are missing and apt-get can install them
 	@scripts/system_packages.sh
 
 .PHONY: tools

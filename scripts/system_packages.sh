@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need of the system and pip has not: a current redis-server, and libfaketime, which sets a
-# server's clock. Does nothing where they are there. Where they cannot be installed (no apt-get, no right to) it says
+# Installs what the tests need of the system and pip has not: a current redis-server, libfaketime, which sets a server's
+# clock, and systemd's systemd-analyze, which looks at the units. Does nothing where they are there. Where they cannot be installed (no apt-get, no right to) it says
 # what is missing; that is an error with CI=true, and elsewhere a matter for the tests that need it.
 set -euo pipefail
 
@@ -8,6 +8,7 @@ missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 compgen -G '/usr/lib*/**/faketime/libfaketime.so.1' >/dev/null || compgen -G '/usr/l*/lib/faketime/libfaketime.so.1' >/dev/null \
     || missing+=(libfaketime)
+command -v systemd-analyze >/dev/null || missing+=(systemd)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 give_up() {
