@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 from typing import Any, Final
 
 import redis
@@ -293,4 +294,22 @@ def connect_error(error: BaseException, where: str) -> QuantumBusError:
         return ConfigurationError(
             f"Redis at {where} refused the credentials; put them in the URL: redis://user:password@… ({error})"
         )
+    if (refused := _of_kind(error, ssl.SSLCertVerificationError)) is not None:
+        reason = getattr(refused, "verify_message", None) or "certificate verify failed"
+        return ConfigurationError(
+            f"Redis at {where} shows a certificate that is not trusted: {reason}; name the authority that signed it: "
+            "rediss://…?ssl_ca_certs=/path/ca.pem"
+        )
+    if (missing := _of_kind(error, FileNotFoundError)) is not None and where.startswith("rediss:"):
+        return ConfigurationError(
+            f"Redis at {where} cannot be asked: a file of its ssl_ca_certs, ssl_certfile or ssl_keyfile is not there "
+            f"({missing})"
+        )
     return ConnectionLost(f"Redis at {where} cannot be reached: {str(error) or type(error).__name__}")
+
+
+def _of_kind(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The first of this kind among an error and what it came from."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error

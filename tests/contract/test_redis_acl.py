@@ -326,7 +326,7 @@ def test_with_its_line_the_exporter_and_the_operator_are_told_everything(
     operator = made(admin, "operator")
     ended = operate(url_for(server, operator), admin, sick)
     assert {line: result.exit_code for line, result in ended.items()} == {line: line == "doctor" for line in OPERATED}
-    assert "nobody-reads" in ended["doctor"].stdout
+    assert "overdue" in ended["doctor"].stdout
     assert "not-checked" not in ended["doctor"].stdout
     assert admin.xlen(Keys.of(sick, "pay").dead) == 0
     assert refused.to(user) | refused.to(operator) <= UNNEEDED
