@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-programs=(otelcol-quantum loki logcli lokitool prometheus promtool alertmanager amtool compose-spec)
+programs=(otelcol-quantum loki logcli lokitool prometheus promtool alertmanager amtool compose-check)
 cache=${QUANTUM_TOOLS_DIR:-${XDG_CACHE_HOME:-${HOME:?HOME, XDG_CACHE_HOME or QUANTUM_TOOLS_DIR must say where to build}/.cache}/quantum-bus/tools}
 platform="$(uname -s)-$(uname -m)"
 
@@ -19,7 +19,7 @@ component_of() {  # PROGRAM
         loki | logcli | lokitool) echo loki ;;
         prometheus | promtool) echo prometheus ;;
         alertmanager | amtool) echo alertmanager ;;
-        compose-spec) echo compose ;;
+        compose-check) echo compose ;;
         *) echo "no such program: $1 (there are: ${programs[*]})" >&2; return 2 ;;
     esac
 }
@@ -27,6 +27,8 @@ component_of() {  # PROGRAM
 pins_of() {  # COMPONENT: the files that decide what is built
     case $1 in
         collector) printf 'collector/%s\n' manifest.yaml batch.sed builder/go.mod builder/go.sum gomod/go.mod gomod/go.sum ;;
+        collector) printf 'collector/%s\n' manifest.yaml builder/go.mod builder/go.sum gomod/go.mod gomod/go.sum ;;
+        compose) printf 'tools/compose/%s\n' go.mod go.sum main.go ;;
         *) printf "tools/$1/%s\n" go.mod go.sum ;;
     esac
 }
@@ -140,7 +142,7 @@ build() {  # PROGRAM OUTPUT
             local where=github.com/grafana/loki/v3/pkg/util/build
             build_module tools/loki "$2" "github.com/grafana/loki/v3/cmd/$1" "-X $where.Version=$(version_of loki)" ;;
         # The loader that docker compose itself reads a file with.
-        compose-spec) build_module tools/compose "$2" github.com/compose-spec/compose-go/v2/cmd ;;
+        compose-check) build_module tools/compose "$2" . ;;
         *)
             local component
             component=$(component_of "$1")

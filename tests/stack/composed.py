@@ -53,7 +53,7 @@ READY = {"loki": "http://127.0.0.1:3100/ready", "prometheus": "http://127.0.0.1:
 def model(**environment: str) -> dict[str, Any]:
     """The file as the compose specification's own loader reads it, profiles included."""
     read = subprocess.run(
-        [tool("compose-spec"), "--format=json", COMPOSE],
+        [tool("compose-check"), COMPOSE],
         capture_output=True, text=True, check=True, env={**os.environ, **environment},
     )  # fmt: skip
     loaded: dict[str, Any] = json.loads(read.stdout)

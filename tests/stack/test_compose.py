@@ -1,7 +1,7 @@
 """deploy/compose.yaml: valid for the specification's own loader, and each service's command works as it is written.
 
-No container is started: there is no engine where these tests run. What only one could show (the images' own contents, the
-engine's handling of users, capabilities and read-only roots, name resolution) is not shown here.
+No container is started: there is no engine where these tests run. What only one could show (what is in the images, how the
+engine handles users, capabilities and read-only roots, how names are found) is not shown here.
 """
 
 import os
@@ -91,7 +91,7 @@ def test_a_mistake_in_the_file_is_seen(right: str, wrong: str, tmp_path: Path) -
     text = COMPOSE.read_text()
     assert right in text
     (tmp_path / "compose.yaml").write_text(text.replace(right, wrong, 1))
-    read = subprocess.run([tool("compose-spec"), tmp_path / "compose.yaml"], capture_output=True, check=False)
+    read = subprocess.run([tool("compose-check"), tmp_path / "compose.yaml"], capture_output=True, check=False)
     assert read.returncode != 0
 
 
