@@ -124,7 +124,7 @@ class Composed:
 
     def _mounts(self, name: str) -> Mapping[str, Path]:
         service = self.services[name]
-        mounts = {}
+        mounts = {"/etc/quantum-bus/collector/config.yaml": ROOT / "collector/config.yaml"}  # copied into its image
         for volume in service.get("volumes") or ():
             target = volume["target"]
             if volume["type"] == "volume":

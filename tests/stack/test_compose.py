@@ -1,7 +1,7 @@
 """deploy/compose.yaml: valid for the specification's own loader, and each service's command works as it is written.
 
-No container is started: there is no engine where these tests run. What only one could show (what is in the images, how the
-engine handles users, capabilities and read-only roots, how names are found) is not shown here.
+No container is started: there is no engine where these tests run. What only one could show (what is in the images, how
+the engine handles users, capabilities and read-only roots, how names are found) is not shown here.
 """
 
 import os
