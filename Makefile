@@ -59,14 +59,16 @@ faults: install system-packages  ## the same, whole; or for hours: make faults A
 	$(PYTEST) tests/faults --faults=whole $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: lint
-lint: install tools  ## style, types, which module may import which, and every configuration by its own program
+lint: install tools system-packages  ## style, types, which module may import which, and every configuration by its own program
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/shellcheck scripts/*.sh
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache  # its cache does not notice modules that came since
 	$(BIN)/python -m observability.grafana.generate --check
+	$(BIN)/hadolint deploy/*/Dockerfile
 	scripts/check_configuration.sh
+	scripts/check_units.sh
 
 # --- set it up
 

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tools=$(scripts/tools.sh --path 2>/dev/null)
-for program in otelcol-quantum loki lokitool promtool amtool; do
+for program in otelcol-quantum loki lokitool promtool amtool compose-check; do
     if [ ! -x "$tools/$program" ]; then
         echo "$program is not built, and without it the configurations are not checked: run \`make tools\`" >&2
         exit 1
@@ -37,3 +37,10 @@ check observability/prometheus/prometheus.yml "$tools/promtool" check config --l
 check observability/prometheus/rules "$tools/promtool" check rules --lint=all --lint-fatal observability/prometheus/rules/*.yml
 check observability/prometheus/tests "$tools/promtool" test rules observability/prometheus/tests/*.yml
 check observability/alertmanager/alertmanager.yml "$tools/amtool" check-config observability/alertmanager/alertmanager.yml
+check deploy/compose.yaml "$tools/compose-check" deploy/compose.yaml
+check deploy/prometheus/prometheus.yml "$tools/promtool" check config --syntax-only deploy/prometheus/prometheus.yml
+for overlay in deploy/collector/*.yaml; do
+    check "$overlay" env QUANTUM_COLLECTOR_STATE="$work" QUANTUM_OTLP_CERT=/c QUANTUM_OTLP_KEY=/k QUANTUM_OTLP_CLIENT_CA=/a \
+        QUANTUM_LOKI_AUTHORIZATION_FILE="$PWD/.editorconfig" "$tools/otelcol-quantum" validate --config=collector/config.yaml \
+        --config="$overlay" --feature-gates=stanza.synchronousLogEmitter
+done
