@@ -153,6 +153,7 @@ ENV_URL_FILE: Final = "QUANTUM_BUS_URL_FILE"
 ENV_SERVICE: Final = "QUANTUM_BUS_SERVICE"
 ENV_OTEL_SERVICE: Final = "OTEL_SERVICE_NAME"
 ENV_LOG_FORMAT: Final = "QUANTUM_BUS_LOG_FORMAT"
+ENV_LOG_DIR: Final = "QUANTUM_LOG_DIR"
 
 # --- spans -----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from enum import StrEnum
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Final, Literal
 
@@ -57,6 +58,12 @@ def run(
             help=f"none leaves logging to the module.  [default: json, or {names.ENV_LOG_FORMAT}]", show_default=False
         ),
     ] = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar=names.ENV_LOG_DIR, help="Log to SERVICE.jsonl in there, not to standard output."
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Run a bus until SIGTERM or SIGINT, then drain it."""
@@ -75,7 +82,8 @@ def run(
             chosen: Literal["json", "text"] | None = None
             if log_format is not None:
                 chosen = "text" if log_format is LogFormat.TEXT else "json"
-            setup_json_logging(bus.config.service, log_level, format=chosen)
+            path = log_dir / f"{bus.config.service}.jsonl" if log_dir is not None else None
+            setup_json_logging(bus.config.service, log_level, format=chosen, path=path)
         if isinstance(bus, SyncEventBus):
             bus.run(stop_timeout=stop_timeout, probes=probes)
         else:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.contract.conditions import PATIENCE
 from tests.servers import RedisPool, series_to_test
 
 PROGRAM = """
@@ -191,3 +193,22 @@ def test_a_redis_that_is_away_is_one_line_and_1(program: Path, debug: bool) -> N
     assert "redis://127.0.0.1:1/0 cannot be reached" in errors[-1]
     assert ("Traceback (most recent call last):" in errors) is debug
     assert debug or len(errors) == 1
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_the_log_goes_to_a_folder_and_is_rolled_back_to_plain_text_by_the_environment(
+    program: Path, url: str, tmp_path: Path, log_format: str
+) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("QUANTUM_", "OTEL_"))}
+    env |= {"QUANTUM_BUS_URL": url, "QUANTUM_LOG_DIR": str(tmp_path), "QUANTUM_BUS_LOG_FORMAT": log_format}
+    command = [sys.executable, "-m", "quantum_bus", "run", "shop:bus"]
+    log = tmp_path / "shop.jsonl"
+    with subprocess.Popen(command, env=env, cwd=program, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not (log.exists() and "Bus is started" in log.read_text()):
+            assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    first = log.read_text().splitlines()[0]
+    assert first.startswith("{") is (log_format == "json")
