@@ -1,4 +1,4 @@
-"""The services that deploy/compose.yaml runs, as `quantum-bus run trading:auto_executor` wants them: a function for each bus.
+"""The services of deploy/compose.yaml, as `quantum-bus run trading:auto_executor` wants them: a function for each bus.
 
 Yours go in their place: a module with an EventBus, copied into the image by the Dockerfile beside this file.
 """
