@@ -27,7 +27,6 @@ component_of() {  # PROGRAM
 pins_of() {  # COMPONENT: the files that decide what is built
     case $1 in
         collector) printf 'collector/%s\n' manifest.yaml batch.sed builder/go.mod builder/go.sum gomod/go.mod gomod/go.sum ;;
-        collector) printf 'collector/%s\n' manifest.yaml builder/go.mod builder/go.sum gomod/go.mod gomod/go.sum ;;
         compose) printf 'tools/compose/%s\n' go.mod go.sum main.go ;;
         *) printf "tools/$1/%s\n" go.mod go.sum ;;
     esac
