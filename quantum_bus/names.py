@@ -103,6 +103,8 @@ SUFFIX_COPIES: Final = "scheduled"
 # And one for each message's id: `{name}:seen:<group>:<message_id>`.
 SUFFIX_SEEN: Final = "seen"
 SUFFIX_LEASE: Final = "lease"
+# With the hour and a shard behind it: `{name}:flows:<hour>:<shard>`, see flow_index.py.
+SUFFIX_FLOWS: Final = "flows"
 
 # --- fields that a retry appends to an entry in `{name}:retry:<group>` ----------------------------
 

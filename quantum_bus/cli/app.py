@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantum_bus.cli import demo, dlq, doctor, exporter, lag, run
+from quantum_bus.cli import demo, dlq, doctor, exporter, lag, run, trace
 
 app = typer.Typer(
     help="An event bus on Redis Streams whose every message and log line says which flow it belongs to.",
@@ -39,4 +39,5 @@ app.command("doctor")(doctor.doctor)
 app.command("exporter")(exporter.exporter)
 app.command("lag")(lag.lag)
 app.command("run")(run.run)
+app.command("trace", epilog=trace.EPILOG)(trace.trace)
 app.add_typer(dlq.app, name="dlq")

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Final
 
@@ -24,7 +24,9 @@ from quantum_bus.address import url_of
 from quantum_bus.blocking_link import Link
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
 from quantum_bus.config import DEFAULT_REPLY_TIMEOUT, BusConfig, check_stream, masked_url
+from quantum_bus.discovery import discover
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
+from quantum_bus.inquiry import answered
 
 # What BusConfig wants to know of a service, and nothing shows.
 _SERVICE: Final = "quantum-bus"
@@ -51,6 +53,12 @@ Url = Annotated[
     ),
 ]
 Prefix = Annotated[str, typer.Option("--prefix", metavar="TEXT", help="What the buses put before each stream's name.")]
+Streams = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stream", metavar="NAME", help="A stream to look at; may be repeated.  [default: all]", show_default=False
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -116,6 +124,33 @@ def make_client(url: str | None) -> redis.Redis:
 def make_link(client: redis.Redis, url: str | None) -> Link:
     """A connection of the client's that answers as the server does, with nothing parsed on the way."""
     return Link(client.connection_pool, timeout=DEFAULT_REPLY_TIMEOUT, where=masked_url(url or ""))
+
+
+@contextmanager
+def linked(client: redis.Redis, url: str | None) -> Iterator[Link]:
+    """As :func:`make_link`, closed behind the block."""
+    link = make_link(client, url)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def wanted_streams(link: Link, streams: Sequence[str] | None, prefix: str, *, scheduled: bool = False) -> Sequence[str]:
+    """The streams that were named, else those that are there.
+
+    Args:
+        scheduled: also those of which there is nothing but what waits for its time.
+
+    Raises:
+        ConfigurationError: no stream can have one of the names, or this user may not look for streams.
+    """
+    if streams:
+        return list(dict.fromkeys(full_name(stream, prefix) for stream in streams))
+    found = answered(discover(types=("stream", "zset") if scheduled else ("stream",)), link.execute)
+    if found.refused:
+        raise ConfigurationError(f"Redis does not let this user look for streams; name them ({found.refused})")
+    return [stream for stream in found.streams if stream.startswith(prefix)]
 
 
 def full_name(stream: str, prefix: str) -> str:

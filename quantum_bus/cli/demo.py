@@ -18,7 +18,9 @@ from rich.tree import Tree
 from quantum_bus import names
 from quantum_bus.address import url_of
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
-from quantum_bus.demo.flow import Flow, Hop, Step, StreamEntry
+from quantum_bus.cli.flow_tree import Branch, draw, logged, sent
+from quantum_bus.cli.flow_tree import Step as Line
+from quantum_bus.demo.flow import Flow, Hop, StreamEntry
 from quantum_bus.demo.run import DEFAULT_INTENTS, DemoError, Result, run_demo
 from quantum_bus.demo.supervisor import StopRequested, StopSignals
 from quantum_bus.demo.trading import CONSUMERS, INTENT_STREAM
@@ -126,26 +128,19 @@ def show(result: Result, console: Console) -> None:
 
 def flow_tree(flow: Flow) -> Tree:
     """One branch a service; times are milliseconds since the flow began."""
-    tree = Tree(Text.assemble("correlation_id ", (flow.correlation_id, "bold cyan")), guide_style="dim")
-    _add(tree, flow.first)
-    return tree
+    return draw(Text.assemble("correlation_id ", (flow.correlation_id, "bold cyan")), [_branch(flow.first)])
 
 
-def _add(parent: Tree, hop: Hop) -> None:
+def _branch(hop: Hop) -> Branch:
     waited = "" if hop.waited_ms is None else f"  {hop.waited_ms:.1f} ms after it was sent"
-    branch = parent.add(Text.assemble((hop.service, "bold green"), (waited, "dim")))
     following = list(hop.next)
+    steps = []
     for step in hop.steps:
-        line = branch.add(_step(step))
-        if step.stream in CONSUMERS and following:
-            _add(line, following.pop(0))
-
-
-def _step(step: Step) -> Text:
-    at = (f"{step.offset_ms:8.1f} ms  ", "dim")
-    if step.stream is None:
-        return Text.assemble(at, (f"{step.event:<18}", "bold"), step.text)
-    return Text.assemble(at, (f"→ {step.stream}", "magenta"), f" {step.text}")
+        sends = step.stream is not None
+        text = sent(step.stream or "", step.text) if sends else logged(step.event, step.text)
+        below = [_branch(following.pop(0))] if step.stream in CONSUMERS and following else []
+        steps.append(Line(step.offset_ms / 1000, text, below))
+    return Branch(hop.service, Text(waited, "dim"), steps)
 
 
 def counts_table(result: Result) -> Table:
