@@ -39,6 +39,8 @@ class Outcome(StrEnum):
     """It was given to the group and is not pending; no record is left."""
     PENDING = "pending"
     """A consumer has it."""
+    DELAYED = "delayed"
+    """It waits for its time, and no group can read it."""
     WAITING = "waiting"
     """The group was not given it yet."""
     RETRYING = "retrying"
@@ -47,8 +49,6 @@ class Outcome(StrEnum):
 
 
 _RANKS: Final = {outcome: rank for rank, outcome in enumerate(Outcome)}
-OPEN: Final = (Outcome.PENDING, Outcome.WAITING, Outcome.RETRYING)
-"""Outcomes that are none yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,9 @@ class Flow:
 
     @property
     def outcome(self) -> Outcome | None:
-        """The worst of all handlings; None where no group was to handle anything."""
+        """The worst of all messages; None where no group was to handle anything."""
         found = [hop.outcome for message in self.messages for hop in message.hops if hop.outcome is not None]
+        found += [Outcome.DELAYED for message in self.messages if not message.entry_id]
         return max(found, key=_RANKS.__getitem__, default=None)
 
 

@@ -44,7 +44,8 @@ class Collection:
 ALIVE_WITHIN: Final = 60.0
 
 
-def _alive(group: GroupState) -> int | None:
+def alive(group: GroupState) -> int | None:
+    """Consumers of a group that were seen within the last minute; None where Redis does not tell."""
     if group.consumers is None:
         return None
     return sum(consumer.idle <= ALIVE_WITHIN for consumer in group.consumers)
@@ -85,7 +86,7 @@ _OF_GROUP: Final[Sequence[tuple[_Of, Callable[[GroupState], float | None]]]] = (
     ),
     (
         (names.METRIC_CONSUMERS_ALIVE, "{consumer}", "Those of them that were seen within the last minute."),
-        _alive,
+        alive,
     ),
 )
 # These are a stream's, published with a delay, and a group's, waiting for their next attempt.

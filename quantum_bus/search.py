@@ -145,6 +145,7 @@ class Search:
         self._sightings: dict[tuple[Place, str, str, str | None, str], Sighting] = {}
         self._runs: dict[Run, None] = {}
         self._matched: dict[str, None] = {}
+        self._located: list[Sighting] = []
         self._left_out = 0
         self._asked: set[tuple[str, str]] = set()
         self._indexed = False
@@ -326,6 +327,8 @@ class Search:
         if match is not Match.NONE:
             own = seen.message.message_id if self._names_itself(seen) else ""
             self._name_flow(seen.message.correlation_id, match, own)
+            if len(self._located) < MOST_MESSAGES:
+                self._located.append(seen)
 
     def _names_itself(self, seen: Sighting) -> bool:
         return self.wanted.text not in (
@@ -358,6 +361,8 @@ class Search:
         for source in self._sources.values():
             source.read.clear()
             source.entries = 0
+        for seen in self._located:
+            self._collect_seen(seen)
         small, completed, of_streams = self._of(Place.DEAD, Place.RETRY), self._of(None), self._of(Place.STREAM)
         yield from self._read([(source, self._bounds.interval) for source in small], self._collect)
         yield from self._scan(self._collect_seen)

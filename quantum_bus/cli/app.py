@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantum_bus.cli import demo, dlq, doctor, exporter, lag, run, trace
+from quantum_bus.cli import demo, dlq, doctor, exporter, lag, publish, run, status, tail, trace
 
 app = typer.Typer(
     help="An event bus on Redis Streams whose every message and log line says which flow it belongs to.",
@@ -37,7 +37,10 @@ def common(
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("exporter")(exporter.exporter)
-app.command("lag")(lag.lag)
+app.command("lag", epilog=lag.EPILOG)(lag.lag)
+app.command("publish", epilog=publish.EPILOG)(publish.publish)
 app.command("run")(run.run)
+app.command("status", epilog=status.EPILOG)(status.status)
+app.command("tail", epilog=tail.EPILOG)(tail.tail)
 app.command("trace", epilog=trace.EPILOG)(trace.trace)
 app.add_typer(dlq.app, name="dlq")

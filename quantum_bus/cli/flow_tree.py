@@ -64,7 +64,7 @@ def logged(event: str, text: str, level: str = "") -> Text:
 
 def sent(stream: str, entry_id: str, event: str = "") -> Text:
     """A message that was published."""
-    text = Text.assemble((f"→ {shown(stream)}", "magenta"), f" {shown(entry_id)}")
+    text = Text.assemble((f"→ {shown(stream)}", "magenta"), f" {shown(entry_id)}".rstrip())
     if event:
         text.append(f"  {shown(event)}", "bold")
     return text

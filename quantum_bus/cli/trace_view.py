@@ -22,6 +22,7 @@ _STYLES: Final = {
     Outcome.SKIPPED: "dim",
     Outcome.UNKNOWN: "dim",
     Outcome.PENDING: "yellow",
+    Outcome.DELAYED: "yellow",
     Outcome.WAITING: "yellow",
     Outcome.RETRYING: "yellow",
     Outcome.DEAD: "bold red",
@@ -32,6 +33,7 @@ _OF_FLOW: Final = {
     Outcome.SKIPPED: "handled",
     Outcome.UNKNOWN: "given to every group; not every outcome is on record",
     Outcome.PENDING: "being handled",
+    Outcome.DELAYED: "a message of it waits for its time",
     Outcome.WAITING: "waits for a group",
     Outcome.RETRYING: "waits for another attempt",
     Outcome.DEAD: "a message of it is dead",
@@ -114,7 +116,7 @@ def _sent(message: Message, now: float) -> Text:
     text = sent(message.stream, message.entry_id, message.event or "")
     if not message.entry_id:
         when = "" if message.due is None else f", due in {duration(max(0.0, message.due - now))}"
-        text.append(f" delayed{when}", "yellow")
+        text.append(f"  delayed{when}", "yellow")
     if message.replayed:
         text.append("  given back from the dead letters", "yellow")
     if message.incoming is None:
