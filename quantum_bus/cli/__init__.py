@@ -13,4 +13,6 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("rich", "typer"):
             raise
         sys.exit("quantum-bus: the command line needs its extra; install it: pip install 'quantum-bus[cli]'")
+    except KeyboardInterrupt:  # before there is a command to stop
+        sys.exit(130)
     app(prog_name="quantum-bus")

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from quantum_bus.cli import demo, dlq, doctor, exporter, lag, publish, run, status, tail, trace
+from quantum_bus.cli.ending import EXIT_INTERRUPTED
+from quantum_bus.cli.examples import epilog
+
+
+class Commands(TyperGroup):
+    """All commands. Ctrl-C ends one without a word: what there is to say of it, the command has said."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="An event bus on Redis Streams whose every message and log line says which flow it belongs to.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -34,13 +49,16 @@ def common(
     """Options of every command."""
 
 
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
-app.command("exporter")(exporter.exporter)
-app.command("lag", epilog=lag.EPILOG)(lag.lag)
-app.command("publish", epilog=publish.EPILOG)(publish.publish)
-app.command("run")(run.run)
-app.command("status", epilog=status.EPILOG)(status.status)
-app.command("tail", epilog=tail.EPILOG)(tail.tail)
-app.command("trace", epilog=trace.EPILOG)(trace.trace)
+for _command in (
+    demo.demo,
+    doctor.doctor,
+    exporter.exporter,
+    lag.lag,
+    publish.publish,
+    run.run,
+    status.status,
+    tail.tail,
+    trace.trace,
+):
+    app.command(_command.__name__, epilog=epilog(_command.__name__))(_command)
 app.add_typer(dlq.app, name="dlq")

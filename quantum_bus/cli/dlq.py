@@ -12,13 +12,13 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from quantum_bus import driver
 from quantum_bus.cli import dlq_view as view
 from quantum_bus.cli.connection import Debug, Prefix, Url, connected, full_name
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, fail
+from quantum_bus.cli.examples import epilog
+from quantum_bus.cli.terminal import progress_bar, wide_console
 from quantum_bus.deadletter_stream import DeadLetterStream
 from quantum_bus.deadletters import DeadLetter, Filter, Pace, Replay, Target, missing_group, replay, seconds
 from quantum_bus.envelope import is_entry_id
@@ -125,7 +125,7 @@ class Chosen:
                 yield letter
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("dlq list"))
 def list_letters(
     stream: Stream,
     *,
@@ -158,12 +158,12 @@ def list_letters(
         if not shown:
             print(f"no dead letters{'' if chosen.says_nothing else ' that match'} in {view.visible(dead.key)}")
             return
-        view.wide_console().print(view.table(shown))
+        wide_console().print(view.table(shown))
         if limit is None and (rest := sum(1 for _ in letters)):
             print(f"and {rest:,} more; --limit N shows more of them, --json all")
 
 
-@app.command()
+@app.command(epilog=epilog("dlq show"))
 def show(
     stream: Stream,
     letter_id: Annotated[str, typer.Argument(metavar="ID", help="The dead letter's own id.")],
@@ -199,7 +199,7 @@ class Tally:
         print(f"quantum-bus: dlq: {letter_id}: {view.visible(why)}", file=sys.stderr)
 
 
-@app.command("replay")
+@app.command("replay", epilog=epilog("dlq replay"))
 def replay_letters(
     stream: Stream,
     ids: Ids = None,
@@ -279,10 +279,8 @@ def give_back_all(
         redis.exceptions.RedisError: the connection broke; what was done by then is said.
     """
     tally = Tally()
-    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, highlight=False)
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with progress_bar("replaying") as progress:
             task = progress.add_task("", total=total)
             for letter in chosen.letters(dead, lambda absent: tally.refuse(absent, _no_letter(dead))):
                 found = way(letter)
@@ -318,7 +316,7 @@ def _give_back(dead: DeadLetterStream, letter: DeadLetter, found: Replay, tally:
         tally.refuse(letter.id, missing_group(letter.group or "", dead.stream))
 
 
-@app.command()
+@app.command(epilog=epilog("dlq purge"))
 def purge(
     stream: Stream,
     ids: Ids = None,

@@ -5,13 +5,11 @@ What stands in them is others': it is shown with control characters as escapes, 
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import orjson
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -23,17 +21,10 @@ from quantum_bus.jsonlog.escape import escaped, visible
 # Characters of an error's text in the table, and of any other text there.
 SHOWN_ERROR: Final = 80
 SHOWN_TEXT: Final = 64
-# Columns where the output is no terminal, so that nothing is cut or broken into two lines.
-NO_TERMINAL: Final = 400
 # In JSON text these stand between values only.
 _ON_ONE_LINE: Final = bytes.maketrans(b"\n\r\t", b"   ")
 
-__all__ = ["as_line", "lines", "question", "summary", "table", "visible", "wide_console"]
-
-
-def wide_console() -> Console:
-    """Of the terminal's width; far wider for a file or a pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else NO_TERMINAL)
+__all__ = ["as_line", "lines", "question", "summary", "table", "visible"]
 
 
 def table(letters: Sequence[DeadLetter]) -> Table:

@@ -17,11 +17,13 @@ from rich.text import Text
 from quantum_bus.checkup import Facts, Limits, examine
 from quantum_bus.cli.connection import Debug, Prefix, Url, connected, full_name, make_link
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE
+from quantum_bus.cli.terminal import wide_console
 from quantum_bus.config import masked_url
 from quantum_bus.deadletters import seconds
 from quantum_bus.errors import ConfigurationError
 from quantum_bus.findings import Finding, Severity, diagnose
 from quantum_bus.inquiry import answered
+from quantum_bus.jsonlog.escape import escaped, visible
 
 _COLOURS: Final = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 
@@ -78,9 +80,10 @@ def doctor(
     bad = {Severity.ERROR} if fail_on is FailOn.ERROR else {Severity.ERROR, Severity.WARNING}
     healthy = not any(finding.severity in bad for finding in findings)
     if as_json:
-        print(orjson.dumps(as_object(facts, findings, healthy, url), option=orjson.OPT_INDENT_2).decode())
+        shown = orjson.dumps(as_object(facts, findings, healthy, url), option=orjson.OPT_INDENT_2)
+        print(escaped(shown).decode())
     else:
-        show(facts, findings, Console(highlight=False))
+        show(facts, findings, wide_console())
     if not healthy:
         sys.exit(EXIT_FAILED)
 
@@ -116,13 +119,13 @@ def show(facts: Facts, findings: Sequence[Finding], console: Console) -> None:
                 (f"{finding.severity.value:<8}", _COLOURS[finding.severity]),
                 (finding.check, "bold"),
                 "  ",
-                (finding.subject, "cyan"),
+                (visible(finding.subject), "cyan"),
             ),
             soft_wrap=True,
         )
-        console.print(Padding(Text(f"{finding.means}."), (0, 0, 0, 8)))
+        console.print(Padding(Text(f"{visible(finding.means)}."), (0, 0, 0, 8)))
         for command in finding.commands:
-            console.print(Text(f"        $ {command}", "dim"), soft_wrap=True)
+            console.print(Text(f"        $ {visible(command)}", "dim"), soft_wrap=True)
         console.print()
     counts = Counter(finding.severity for finding in findings)
     told = ", ".join(

@@ -19,11 +19,6 @@ from quantum_bus.inquiry import answered
 from quantum_bus.jsonlog.escape import escaped, visible
 from quantum_bus.state import BusState, GroupState, StreamState, observe
 
-EPILOG = (
-    "Examples:  quantum-bus lag  ·  quantum-bus lag --stream orders --group billing --max-messages 1000 "
-    "--max-seconds 60 || page-somebody"
-)
-
 
 def lag(
     url: Url = None,
@@ -86,7 +81,7 @@ def exceeded(group: GroupState, max_messages: int | None, max_seconds: float | N
         if group.lag is None:
             yield f"how many messages wait is not known, and more than {max_messages:,} may"
         elif group.lag > max_messages:
-            yield f"{group.lag:,} messages wait, over {max_messages:,}"
+            yield f"{group.lag:,} {'message waits' if group.lag == 1 else 'messages wait'}, over {max_messages:,}"
     if max_seconds is not None:
         if group.lag_age is None:
             yield f"how long the oldest message has waited is not known, and it may be over {max_seconds:g} s"
@@ -126,11 +121,11 @@ def _group_object(group: GroupState) -> dict[str, Any]:
 
 def table(state: BusState) -> Table:
     """One row a group; a stream without one has a row, too."""
-    made = Table(box=None, pad_edge=False, header_style="dim")
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for name in ("stream", "group"):
         made.add_column(name, overflow="fold")
     for name in ("length", "lag", "oldest", "pending", "oldest", "scheduled", "consumers", "dead"):
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", no_wrap=True)
     for stream, group in _rows(state):
         own: tuple[str, ...] = ("", "-", "", "-", "", "-", "-")
         if group is not None:

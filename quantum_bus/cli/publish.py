@@ -10,11 +10,10 @@ from typing import IO, Annotated, Any, Final, NoReturn
 
 import orjson
 import typer
-from rich.progress import Progress
 
 from quantum_bus.cli.connection import Debug, Prefix, Url, connected
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail
-from quantum_bus.cli.terminal import progress_bar
+from quantum_bus.cli.terminal import Bar
 from quantum_bus.config import DEFAULT_PUBLISH_TIMEOUT
 from quantum_bus.deadletters import Pace
 from quantum_bus.envelope import Event
@@ -22,11 +21,6 @@ from quantum_bus.errors import ConfigurationError, PayloadTooLarge, PublishError
 from quantum_bus.jsonlog.escape import escaped, visible
 from quantum_bus.sync import EventBus
 
-EPILOG = (
-    'Examples:  quantum-bus publish orders \'{"symbol":"BTCUSDT"}\' --event ORDER_SUBMIT --key BTCUSDT  ·  '
-    "quantum-bus publish orders - --rate 100 < orders.jsonl  ·  "
-    "quantum-bus publish orders - --events < events.jsonl > receipts.jsonl"
-)
 DEFAULT_SERVICE: Final = "quantum-bus-cli"
 # Bytes of a line: more is no message that a bus would take, and a file without line ends would fill the memory.
 LONGEST_LINE: Final = 16 * 1_048_576
@@ -155,39 +149,38 @@ def _publish(bus: EventBus, stream: str, item: Event, timeout: float, **more: ob
 def _all(bus: EventBus, stream: str, given: Event, read: Any, pace: Pace, *, keep_going: bool, timeout: float) -> None:
     tally = Tally()
     try:
-        with progress_bar("publishing") as progress:
-            for number, line in _lines(sys.stdin.buffer, progress):
+        with Bar("publishing") as bar:
+            for number, line in _lines(sys.stdin.buffer):
                 try:
                     item = read(line, given)
                     if (pause := pace.pause()) > 0:
                         time.sleep(pause)
                     print(_publish(bus, stream, item, timeout, line=number), flush=True)
                     tally.published += 1
+                    bar.at(tally.published, None)
                 except (BadLine, PublishError, SerializationError, PayloadTooLarge, ConfigurationError) as error:
                     tally.failed += 1
                     print(f"quantum-bus: publish: line {number}: {visible(str(error))}", file=sys.stderr)
                     if not keep_going:
-                        _ended(tally, f"stopped at line {number}; {tally}")
+                        _ended(f"stopped at line {number}; {tally}")
     except KeyboardInterrupt:
         fail(f"publish: stopped; {tally}", EXIT_INTERRUPTED)
     if tally.failed:
-        _ended(tally, str(tally))
+        _ended(str(tally))
 
 
-def _ended(tally: Tally, text: str) -> NoReturn:
+def _ended(text: str) -> NoReturn:
     print(f"quantum-bus: publish: {text}", file=sys.stderr)
     sys.exit(EXIT_FAILED)
 
 
-def _lines(file: IO[bytes], progress: Progress) -> Iterator[tuple[int, bytes]]:
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Each line that is not blank, with its number."""
-    task = progress.add_task("", total=None)
     number = 0
     while line := file.readline(LONGEST_LINE):
         number += 1
         if line.strip():
             yield number, line.rstrip(b"\r\n")
-        progress.advance(task)
 
 
 # --- what a line is ------------------------------------------------------------------------------

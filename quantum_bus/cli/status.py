@@ -24,8 +24,6 @@ from quantum_bus.jsonlog.escape import escaped, visible
 from quantum_bus.pace import StreamPace, paces
 from quantum_bus.state import BusState, GroupState, StreamState, observe
 
-EPILOG = "Examples:  quantum-bus status  ·  quantum-bus status --watch  ·  quantum-bus status --json | jq '.streams[]'"
-
 
 def status(
     url: Url = None,
@@ -100,9 +98,9 @@ def _text(shown: object, *, indent: bool = False) -> str:
 def table(state: BusState, rates: dict[str, StreamPace]) -> Table:
     """A row for each stream, and one below it for each of its groups: entries and what is waited for in one column."""
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", caption_justify="left")
-    made.add_column("stream, groups", overflow="fold")
-    for name in ("entries, lag", "per s", "oldest", "pending", "oldest", "later", "alive", "dead"):
-        made.add_column(name, justify="right", min_width=len(name.split(", ")[-1]))
+    made.add_column("stream, its groups", overflow="fold")
+    for name in ("size/lag", "per s", "oldest", "pending", "oldest", "later", "alive", "dead"):
+        made.add_column(name, justify="right", no_wrap=True)
     for stream in state.streams:
         made.add_row(*_stream_row(stream, rates.get(stream.name, StreamPace(None, {}))))
         for group in stream.groups:

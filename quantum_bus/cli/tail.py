@@ -23,10 +23,6 @@ from quantum_bus.errors import ConfigurationError, QuantumBusError
 from quantum_bus.jsonlog.escape import escaped, visible
 from quantum_bus.sightings import milliseconds_of
 
-EPILOG = (
-    "Examples:  quantum-bus tail  ·  quantum-bus tail orders payments --event ORDER_FILLED  ·  "
-    "quantum-bus tail --field symbol=BTCUSDT --last 10  ·  quantum-bus tail --json | jq .data"
-)
 # How long a read waits at the server, and how many entries of each stream it takes at most.
 BLOCK_MS: Final = 1_000
 PAGE: Final = 50

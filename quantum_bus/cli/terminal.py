@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+import time
+from types import TracebackType
+from typing import Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # Columns where the output is no terminal, so that nothing is cut or broken into two lines.
 NO_TERMINAL: Final = 400
+# Seconds until a bar is shown: what is done by then needs none.
+BAR_AFTER: Final = 0.5
 
 
 def wide_console() -> Console:
@@ -22,3 +26,26 @@ def progress_bar(what: str) -> Progress:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+class Bar:
+    """A bar for what may be long: shown once it has taken a while."""
+
+    def __init__(self, what: str) -> None:
+        self._progress = progress_bar(what)
+        self._task = self._progress.add_task("", total=None)
+        self._shown_from = time.monotonic() + BAR_AFTER
+
+    def __enter__(self) -> Self:
+        return self
+
+    def at(self, done: int, total: int | None) -> None:
+        """So much is done; ``total`` None where nobody knows of how much."""
+        self._progress.update(self._task, completed=done, total=total)
+        if not self._progress.live.is_started and time.monotonic() > self._shown_from:
+            self._progress.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()

@@ -21,7 +21,7 @@ from quantum_bus.cli import trace_view as view
 from quantum_bus.cli.connection import Debug, Prefix, Streams, Url, connected, linked, wanted_streams
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE
 from quantum_bus.cli.log_lines import LOKI_BACK, from_files, from_loki
-from quantum_bus.cli.terminal import progress_bar, wide_console
+from quantum_bus.cli.terminal import Bar, wide_console
 from quantum_bus.deadletters import seconds
 from quantum_bus.errors import ConfigurationError, QuantumBusError
 from quantum_bus.flow import Flow, LogLine, build
@@ -37,11 +37,6 @@ FOLLOW_COUNT: Final = 500
 REFRESH: Final = 1.0
 # Log lines may be of a little before and after what is in Redis, seconds.
 LINES_AROUND: Final = 60.0
-
-EPILOG = (
-    "Examples:  quantum-bus trace 4bf92f3577b34da6a3ce929d0e0e4736  ·  quantum-bus trace order_4711 --since 2h  ·  "
-    "quantum-bus trace ID --logs 'logs/a.jsonl' --logs logs/b.jsonl  ·  quantum-bus trace ID --follow"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +99,8 @@ def trace(
         bounds = Bounds(_moment("--since", since, now), _moment("--until", until, now), everything)
         names = wanted_streams(link, streams, prefix, scheduled=True)
         lines = Lines(logs or (), loki)
-        with progress_bar("reading") as progress:
-            task = progress.add_task("", total=None)
-            search = Search(
-                wanted, names, bounds, progress=lambda done, total: progress.update(task, completed=done, total=total)
-            )
+        with Bar("reading") as bar:
+            search = Search(wanted, names, bounds, progress=bar.at)
             found = answered(search.run(), link.execute)
         flow = _flow(wanted, found, lines)
         if follow:
