@@ -91,6 +91,8 @@ class EventBus:
         keep: handled messages to leave readable in each stream that this bus consumes, about; what is older is freed
             once every group has handled it. None frees nothing, 0 keeps none.
         cap: entries in a stream above which an error is logged; nothing is deleted for it.
+        index: seconds for which ``quantum-bus trace`` finds what this bus publishes by its correlation id without
+            reading streams, up to a week; noted in the step that adds the message. None notes nothing.
         tracer_provider: instead of OpenTelemetry's global one.
         meter_provider: instead of OpenTelemetry's global one.
 
@@ -117,6 +119,7 @@ class EventBus:
         completed: int = options.DEFAULT_COMPLETED,
         keep: int | None = options.DEFAULT_KEEP,
         cap: int = options.DEFAULT_CAP,
+        index: float | None = None,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -136,6 +139,7 @@ class EventBus:
             completed=completed,
             keep=keep,
             cap=cap,
+            index=index,
         )
         driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not (isinstance(client, redis.Redis) and hasattr(client, "connection_pool")):

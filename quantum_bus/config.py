@@ -37,6 +37,8 @@ DEFAULT_BACKOFF_MAXIMUM: Final = 2.0
 DEFAULT_COMPLETED: Final = 10_000
 DEFAULT_KEEP: Final = 10_000
 DEFAULT_CAP: Final = 1_000_000
+# The longest that the index of flows may reach back, seconds: a reader asks for each hour.
+LONGEST_INDEX: Final = 604_800.0
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -66,6 +68,14 @@ def _count(name: str, value: int, *, zero: bool = False) -> None:
     least = 0 if zero else 1
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{name}={value!r}: give a whole number of {least} or more")
+
+
+def _index(seconds: float | None) -> None:
+    if seconds is None:
+        return
+    _positive("index", seconds)
+    if seconds > LONGEST_INDEX:
+        raise ConfigurationError(f"index={seconds!r}: give at most {LONGEST_INDEX:,.0f} seconds, a week")
 
 
 def _encodable(name: str, text: str) -> None:
@@ -222,6 +232,7 @@ class BusConfig:
     completed: int = DEFAULT_COMPLETED
     keep: int | None = DEFAULT_KEEP
     cap: int = DEFAULT_CAP
+    index: float | None = None
 
     def __post_init__(self) -> None:
         if self.url is not None:
@@ -246,6 +257,7 @@ class BusConfig:
         _count("cap", self.cap)
         if self.keep is not None and self.cap <= self.keep:
             raise ConfigurationError(f"cap={self.cap!r}: give more than keep, which is {self.keep!r}")
+        _index(self.index)
         for option in ("sampled", "send_baggage"):
             if not isinstance(getattr(self, option), bool):
                 raise ConfigurationError(f"{option}={getattr(self, option)!r}: give True or False")

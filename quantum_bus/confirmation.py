@@ -8,12 +8,13 @@ lost reply a refusal tells of its own try only, and the first may be stored; whe
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from . import driver, streams
+from . import driver, flow_index, streams
 from .backoff import Backoff
 from .config import BusConfig
 from .envelope import Outgoing, encode
@@ -48,7 +49,10 @@ class Confirmation:
     ) -> None:
         self._outgoing = outgoing
         self._sending = sending
-        self._commands = [_command(item, sending, config.service) for item in outgoing]
+        if config.index is None:
+            self._commands = [_command(item, sending, config.service) for item in outgoing]
+        else:
+            self._commands = [_indexed_command(item, sending, config.service, config.index) for item in outgoing]
         self._replies: list[Any] = [None] * len(outgoing)
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
@@ -216,6 +220,17 @@ def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
         correlation_id=correlation_id,
         delay_ms=outgoing.delay_ms,
         dedupe_ms=outgoing.dedupe_ms,
+    )
+
+
+def _indexed_command(outgoing: Outgoing, sending: Sending, service: str, seconds: float) -> Command:
+    """As :func:`_command`, and the flow's index knows it."""
+    return flow_index.indexed(
+        _command(outgoing, sending, service),
+        correlation_id=sending.correlation_id(outgoing),
+        message_id=outgoing.message_id,
+        seconds=seconds,
+        now_ms=time.time_ns() // 1_000_000,
     )
 
 

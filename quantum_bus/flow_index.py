@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import names
+from .config import LONGEST_INDEX
 from .envelope import is_entry_id
-from .streams import Command, side_key
+from .streams import INDEXED, PUBLISH, Command, side_key
 
 HOUR_MS: Final = 3_600_000
 SHARDS: Final = 64
-# The longest that an index may reach back, seconds: a reader asks for so many hours.
-LONGEST: Final = 604_800.0
 # Bytes of one flow's entry ids in one hour and stream; what comes then is marked as left out.
 MOST_BYTES: Final = 8_192
 LEFT_OUT: Final = "..."
@@ -34,9 +33,31 @@ def key(stream: str, correlation_id: str, now_ms: int) -> str:
 
 def lookup(stream: str, correlation_id: str, now_ms: int, since_ms: int | None) -> list[Command]:
     """HGET from every hash that may know of the flow, the newest first."""
-    first = now_ms - int(LONGEST * 1000) if since_ms is None else max(since_ms, now_ms - int(LONGEST * 1000))
+    first = (
+        now_ms - int(LONGEST_INDEX * 1000) if since_ms is None else max(since_ms, now_ms - int(LONGEST_INDEX * 1000))
+    )
     hours = range(now_ms // HOUR_MS + 1, max(0, first) // HOUR_MS - 1, -1)  # a publisher's clock may be ahead
     return [("HGET", key(stream, correlation_id, hour * HOUR_MS), correlation_id) for hour in hours]
+
+
+def indexed(command: Command, *, correlation_id: str, message_id: str, seconds: float, now_ms: int) -> Command:
+    """A publish that notes its entry in the index, in the same step.
+
+    Args:
+        command: of ``streams.add`` or ``streams.add_with_care``; its reply stays one for ``streams.parse_added``.
+        seconds: how long the index stands, from its hour on.
+    """
+    if command[0] == "XADD":
+        stream = str(command[1])
+        command = PUBLISH.call(
+            [stream, side_key(stream, names.SUFFIX_DUE), side_key(stream, names.SUFFIX_COPIES)],
+            message_id, 0, 0, correlation_id, *command[3:],
+        )  # fmt: skip
+    count = int(command[2])
+    keys, arguments = [str(of) for of in command[3 : 3 + count]], command[3 + count :]
+    lasts_ms = int(seconds * 1000) + HOUR_MS
+    own = key(keys[0], correlation_id, now_ms)
+    return INDEXED.call([own, *keys], correlation_id, message_id, lasts_ms, MOST_BYTES, *arguments)
 
 
 @dataclass(frozen=True, slots=True)

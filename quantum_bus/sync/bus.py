@@ -91,6 +91,7 @@ class EventBus:
         completed: int = options.DEFAULT_COMPLETED,
         keep: int | None = options.DEFAULT_KEEP,
         cap: int = options.DEFAULT_CAP,
+        index: float | None = None,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -110,6 +111,7 @@ class EventBus:
             completed=completed,
             keep=keep,
             cap=cap,
+            index=index,
         )
         driver.check_url(self.config, redis.ConnectionPool, DriverRetry)
         if client is not None and not isinstance(client, redis.Redis):
