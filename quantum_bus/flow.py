@@ -67,9 +67,10 @@ class Message:
     """A message, as an entry of a stream or on its way into one.
 
     Attributes:
-        entry_id: in the stream; empty where it is delayed.
+        entry_id: in the stream; empty where it is delayed, and where its dead letter does not tell.
         at: when it was published; None where nothing tells.
-        due: when it will be added, where it is delayed.
+        delayed: it waits for its time, and is in no stream yet.
+        due: when that is.
         incoming: None where the entry is gone and only records tell of it.
         caused_by: the ``message_id`` of the message in whose handling it was published.
         cause_missing: that message was not seen.
@@ -83,6 +84,7 @@ class Message:
     message_id: str
     correlation_id: str
     at: float | None
+    delayed: bool = False
     due: float | None = None
     incoming: Incoming | None = None
     caused_by: str | None = None
@@ -163,7 +165,7 @@ class Flow:
     def outcome(self) -> Outcome | None:
         """The worst of all messages; None where no group was to handle anything."""
         found = [hop.outcome for message in self.messages for hop in message.hops if hop.outcome is not None]
-        found += [Outcome.DELAYED for message in self.messages if not message.entry_id]
+        found += [Outcome.DELAYED for message in self.messages if message.delayed]
         return max(found, key=_RANKS.__getitem__, default=None)
 
 
@@ -256,7 +258,7 @@ def _messages(seen: Sequence[Sighting], noted: Sequence[Run]) -> Iterator[tuple[
 
 
 def _key(sighting: Sighting) -> _Key:
-    return sighting.stream, sighting.entry_id or f"delayed {sighting.message.message_id}"
+    return sighting.stream, sighting.entry_id or f"none yet: {sighting.message.message_id}"
 
 
 def _message(sighting: Sighting) -> Message:
@@ -270,6 +272,7 @@ def _message(sighting: Sighting) -> Message:
         message_id=incoming.message_id,
         correlation_id=incoming.correlation_id,
         at=stored if replayed or published is None else published,
+        delayed=sighting.place is Place.DELAYED,
         due=_time(sighting.at_ms) if sighting.place is Place.DELAYED else None,
         incoming=incoming,
         caused_by=incoming.causation_id,

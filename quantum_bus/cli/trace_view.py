@@ -114,7 +114,7 @@ def _attempt(run: Run, previous: Run | None) -> Text:
 
 def _sent(message: Message, now: float) -> Text:
     text = sent(message.stream, message.entry_id, message.event or "")
-    if not message.entry_id:
+    if message.delayed:
         when = "" if message.due is None else f", due in {duration(max(0.0, message.due - now))}"
         text.append(f"  delayed{when}", "yellow")
     if message.replayed:
