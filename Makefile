@@ -94,6 +94,10 @@ $(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
 dashboards: install  ## writes Grafana's dashboards anew from observability/grafana/generate.py
 	$(BIN)/python -m observability.grafana.generate
 
+.PHONY: picture
+picture: $(VENV)/.runtime  ## the README's pictures, of what demo and trace really print
+	$(BIN)/python scripts/picture.py
+
 .PHONY: system-packages
 system-packages:  ## a current Redis, libfaketime and systemd-analyze, where they are missing and apt-get can install them
 	@scripts/system_packages.sh

@@ -34,7 +34,7 @@ EXAMPLES: Final = {
     "trace": (
         "quantum-bus trace 4bf92f3577b34da6a3ce929d0e0e4736",
         "quantum-bus trace order_4711 --since 2h --follow",
-        "quantum-bus trace ID --logs logs/executor.jsonl --logs logs/portfolio.jsonl",
+        "quantum-bus trace ID --logs logs/*.jsonl",
         "quantum-bus trace ID --loki http://localhost:3100 --json",
     ),
     "dlq list": ("quantum-bus dlq list orders --reason max_attempts --newer-than 1h",),

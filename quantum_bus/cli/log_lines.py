@@ -29,14 +29,14 @@ def from_files(paths: Sequence[Path], correlation_ids: Iterable[str]) -> list[Lo
     """The lines of these flows, the first ``MOST_LINES`` of them; what is no JSON line is passed over.
 
     Args:
-        paths: ``-`` is standard input.
+        paths: ``-`` is standard input; of a folder its ``.jsonl`` files.
 
     Raises:
         ConfigurationError: a file cannot be read.
     """
     wanted = {correlation_id: correlation_id.encode() for correlation_id in correlation_ids}
     found: list[LogLine] = []
-    for path in paths:
+    for path in _files(paths):
         try:
             if str(path) == "-":
                 _add(found, sys.stdin.buffer, wanted)
@@ -46,6 +46,14 @@ def from_files(paths: Sequence[Path], correlation_ids: Iterable[str]) -> list[Lo
         except OSError as error:
             raise ConfigurationError(f"--logs {path}: {error.strerror or error}; name a file of JSON lines") from error
     return found
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(path.glob("*.jsonl"))
+        else:
+            yield path
 
 
 def _add(found: list[LogLine], file: IO[bytes], wanted: dict[str, bytes]) -> None:

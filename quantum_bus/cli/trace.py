@@ -66,6 +66,10 @@ def trace(
     wanted_id: Annotated[
         str, typer.Argument(metavar="ID", help="A correlation, trace, message, entry or order id; or a traceparent.")
     ],
+    more_logs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Further files of --logs, as a shell makes them of logs/*.jsonl."),
+    ] = None,
     url: Url = None,
     streams: Streams = None,
     prefix: Prefix = "",
@@ -98,7 +102,9 @@ def trace(
         now = time.time()
         bounds = Bounds(_moment("--since", since, now), _moment("--until", until, now), everything)
         names = wanted_streams(link, streams, prefix, scheduled=True)
-        lines = Lines(logs or (), loki)
+        if more_logs and not logs:
+            raise ConfigurationError(f"{str(more_logs[0])[:40]!a}: behind the ID come files of --logs alone")
+        lines = Lines([*(logs or ()), *(more_logs or ())], loki)
         with Bar("reading") as bar:
             search = Search(wanted, names, bounds, progress=bar.at)
             found = answered(search.run(), link.execute)

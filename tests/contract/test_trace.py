@@ -270,7 +270,7 @@ async def test_log_lines_of_files_and_standard_input_are_put_into_the_flow(
     file.write_text("\n".join([line(50_000, "before"), "half a li", line(60_000, "another's", "other")]))
     terminals = Terminals()
     try:
-        options = ("--stream", stream, "--url", real_backend.url, "--logs", str(file), "--logs", "-")
+        options = ("--stream", stream, "--url", real_backend.url, "--logs", str(file), "-")
         ended = terminals.run("trace", "mine", *options, stdin=line(200_000, "behind \x1b[31m"))
         refused = terminals.run("trace", "mine", *options[:4], "--logs", str(tmp_path / "none"))
         nobody = terminals.run("trace", "mine", *options[:4], "--loki", "http://u:secret@127.0.0.1:1")
