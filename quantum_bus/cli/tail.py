@@ -22,6 +22,7 @@ from quantum_bus.envelope import Entry, Incoming, decode, timestamp
 from quantum_bus.errors import ConfigurationError, QuantumBusError
 from quantum_bus.jsonlog.escape import escaped, visible
 from quantum_bus.sightings import milliseconds_of
+from quantum_bus.state import entry_id as entry_number
 
 # How long a read waits at the server, and how many entries of each stream it takes at most.
 BLOCK_MS: Final = 1_000
@@ -171,7 +172,7 @@ def _begin(link: Link, found: Sequence[str], last: int) -> tuple[Sequence[Entry]
             raise QuantumBusError(f"Redis refused to read {name}: {page}")
         after[name] = page[0][0].decode() if page else "0-0"
         entries += (Entry(name, entry_id.decode(), values) for entry_id, values in page[:last])
-    entries.sort(key=lambda entry: milliseconds_of(entry.id))
+    entries.sort(key=lambda entry: entry_number(entry.id))
     return entries, after
 
 
