@@ -23,7 +23,7 @@ from quantum_bus.demo.redis_server import find_redis_server, start_redis
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-COLUMNS = 104
+COLUMNS = 116
 
 
 def printed(*arguments: str) -> str:

@@ -1,5 +1,6 @@
 """The README and the pages behind it: their code runs, their output is the real one's, their links lead somewhere."""
 
+import html
 import io
 import json
 import os
@@ -14,11 +15,14 @@ from rich.console import Console
 
 from quantum_bus.cli.demo import flow_tree
 from quantum_bus.demo.flow import StreamEntry, build_flow
-from quantum_bus.demo.trading import EXECUTION_STREAM, INTENT_STREAM
+from quantum_bus.demo.trading import EXECUTION_STREAM, INTENT_STREAM, SERVICES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+# Of rich's SVG.
+COLUMN_WIDTH = 12.2
 
 # Puts a Redis in memory where the page names a real one.
 IN_MEMORY = """
@@ -62,7 +66,7 @@ def test_the_first_example_logs_what_the_readme_shows(tmp_path: Path) -> None:
         assert all(line["trace_id"] == line["correlation_id"] for line in lines)
 
 
-def test_the_demos_tree_looks_as_the_readme_shows_it() -> None:
+def test_the_demos_tree_looks_as_the_page_and_the_readmes_picture_show_it() -> None:
     def line(micros: int, event: str, msg: str) -> dict[str, str]:
         return {"ts": f"2026-01-03T10:15:23.{micros:06d}Z", "event": event, "msg": msg, "correlation_id": "f" * 32}
 
@@ -87,8 +91,31 @@ def test_the_demos_tree_looks_as_the_readme_shows_it() -> None:
     console.print(flow_tree(flow))
     assert isinstance(console.file, io.StringIO)
     drawn = console.file.getvalue().strip()
-    shown = next(block for block in blocks(README, "") if "└──" in block).strip()
+    page = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+    shown = next(block for block in blocks(page, "") if "└──" in block).strip()
     assert shape(drawn) == shape(shown)
+    pictured = pictured_lines("demo")
+    begin = next(at for at, line in enumerate(pictured) if line.startswith("correlation_id"))
+    assert shape("\n".join(pictured[begin : begin + len(shape(drawn))])) == shape(drawn)
+
+
+def pictured_lines(name: str) -> list[str]:
+    """The text of a picture that `make picture` has made."""
+    source = (ROOT / f"docs/images/{name}.svg").read_text(encoding="utf-8")
+    assert f"docs/images/{name}.svg" in README
+    lines: dict[float, str] = {}
+    part = re.compile(r'<text class="[\w-]+-r[0-9]+" x="([0-9.]+)" y="([0-9.]+)"[^>]*>([^<\n]+)</text>')
+    for x, y, text in sorted(part.findall(source), key=lambda found: (float(found[1]), float(found[0]))):
+        before = lines.get(float(y), "")
+        column = round(float(x) / COLUMN_WIDTH)  # blanks alone have no text of their own
+        lines[float(y)] = before.ljust(column) + html.unescape(text).replace("\xa0", " ")
+    return list(lines.values())
+
+
+def test_the_picture_of_trace_shows_every_service_and_their_log_lines() -> None:
+    text = "\n".join(pictured_lines("trace"))
+    for word in (*SERVICES, "handled in", "after it was sent", "ORDER_SUBMIT", "POSITION_UPDATED"):
+        assert word in text
 
 
 def shape(tree: str) -> list[str]:
