@@ -4,6 +4,8 @@ First where the id points by itself: an entry's id, the index, the moment that i
 was completed, dead-lettered, scheduled. Only then the streams, from their newest entry backwards, until it is found.
 From then on only the times around what is known of the flow are read, until nothing new is found. Everything is read
 in pages of bounded size, and what was not looked at is told.
+
+It is longer than a room should be: finding, gathering and following share all that is known of the flow.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Any, Final
 
 from . import flow_index, names
 from .errors import ConfigurationError
-from .inquiry import Inquiry, Refusal, Refusals, as_map, asked
+from .found import Bounds, Found, Looked
+from .inquiry import Inquiry, Refusals, as_map, asked
 from .propagation import valid_correlation_id
 from .reading import LAST, Hash, Interval, Look, Source, common, read, scan, times, without
 from .sightings import (
@@ -45,63 +48,6 @@ MOST_MESSAGES: Final = 1_000
 MOST_ROUNDS: Final = 50
 # Where an index has told of a flow, entries of a stream that are read besides, for what was published without one.
 BESIDE_INDEX: Final = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Which times are read, milliseconds since 1970; ``everything`` reads all of them, whatever is found."""
-
-    since_ms: int | None = None
-    until_ms: int | None = None
-    everything: bool = False
-
-    @property
-    def interval(self) -> Interval:
-        first = (max(0, self.since_ms), 0) if self.since_ms is not None else (0, 0)
-        return first, (max(0, self.until_ms), LAST[1]) if self.until_ms is not None else LAST
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """How much of a stream was read.
-
-    Attributes:
-        length: entries that it had.
-        entries: those of them that were read.
-        first_ms: of its first entry; None where it is empty.
-        read: which times, as pairs of milliseconds since 1970, None for an open end.
-    """
-
-    key: str
-    length: int
-    entries: int
-    first_ms: int | None
-    read: Sequence[tuple[int | None, int | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a search came to.
-
-    Attributes:
-        correlation_ids: of the flows that the id names; empty where it was not found.
-        matched: ids of messages that it names itself.
-        flows_left_out, messages_left_out: past the limits.
-        indexed: an index has told of the flow.
-        looked: at each stream.
-    """
-
-    now: float
-    correlation_ids: Sequence[str]
-    sightings: Sequence[Sighting]
-    runs: Sequence[Run]
-    standings: Sequence[Standing]
-    matched: Sequence[str]
-    flows_left_out: bool
-    messages_left_out: int
-    indexed: bool
-    looked: Sequence[Looked]
-    refused: Sequence[Refusal]
 
 
 @dataclass(slots=True)
@@ -149,6 +95,7 @@ class Search:
         self._left_out = 0
         self._asked: set[tuple[str, str]] = set()
         self._indexed = False
+        self._comes_later = False
         self._standings: list[Standing] = []
 
     # --- the search ------------------------------------------------------------------------------
@@ -182,9 +129,11 @@ class Search:
             Looked(source.key, source.length, source.entries, source.first[0] if source.first else None, times(source))
             for source in self._of(Place.STREAM)
         ]
+        seen = {sighting.message.correlation_id for sighting in self._sightings.values()}
+        seen |= {run.correlation_id for run in self._runs}
         return Found(
             now=self._now_ms / 1000,
-            correlation_ids=list(self._flows),
+            correlation_ids=[flow for flow in self._flows if flow in seen],
             sightings=list(self._sightings.values()),
             runs=list(self._runs),
             standings=self._standings,
@@ -192,6 +141,7 @@ class Search:
             flows_left_out=self._flows_left_out,
             messages_left_out=self._left_out,
             indexed=self._indexed,
+            comes_later=self._indexed and self._comes_later,
             looked=looked,
             refused=self._refusals.found,
         )
@@ -291,6 +241,7 @@ class Search:
                 yield from self._read([(source, hinted) for source in self._of(Place.STREAM)], self._locate)
 
     def _ask_index(self, correlation_ids: Iterable[str]) -> Inquiry[None]:
+        left_out = False
         for correlation_id in correlation_ids:
             asking = [
                 flow_index.lookup(name, correlation_id, self._now_ms, self._bounds.since_ms) for name in self._names
@@ -300,11 +251,14 @@ class Search:
             for name, commands in zip(self._names, asking, strict=True):
                 listed = flow_index.parse(values[at : at + len(commands)])
                 at += len(commands)
+                self._comes_later = self._comes_later or listed.delayed
+                left_out = left_out or listed.left_out
                 if listed.entry_ids:
-                    self._indexed = not listed.left_out
+                    self._indexed = True
                     self._flows.setdefault(correlation_id, needles_of(correlation_id))
                     self._strength = Match.ID
                     yield from self._fetch((name, own_id) for own_id in listed.entry_ids[:MOST_MESSAGES])
+        self._indexed = self._indexed and not left_out
 
     # --- finding ---------------------------------------------------------------------------------
 
@@ -357,6 +311,9 @@ class Search:
 
     def _gather(self) -> Inquiry[None]:
         """Everything of the flows that were found."""
+        if self._strength is Match.VALUE and valid_correlation_id(self.wanted.text):
+            # what has it among its values was met first; there may be a flow of that very id around it
+            self._flows.setdefault(self.wanted.text, self.wanted.needles)
         yield from self._ask_index(list(self._flows))
         for source in self._sources.values():
             source.read.clear()

@@ -115,7 +115,8 @@ def _ask(url: str, correlation_id: str, began: float, ended: float) -> Iterator[
             told = json.load(answer)
         streams = told["data"]["result"]
     except HTTPError as error:
-        detail = error.read(300).decode(errors="replace")
+        with error:
+            detail = error.read(300).decode(errors="replace")
         raise QuantumBusError(f"Loki at {masked_url(url)} refused: {error.code} {detail}") from error
     except (URLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "reason", error)

@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from quantum_bus.assembly import build
 from quantum_bus.blocking_link import Link
 from quantum_bus.cli import trace_view as view
 from quantum_bus.cli.connection import Debug, Prefix, Streams, Url, connected, linked, wanted_streams
@@ -24,10 +25,11 @@ from quantum_bus.cli.log_lines import LOKI_BACK, from_files, from_loki
 from quantum_bus.cli.terminal import Bar, wide_console
 from quantum_bus.deadletters import seconds
 from quantum_bus.errors import ConfigurationError, QuantumBusError
-from quantum_bus.flow import Flow, LogLine, build
+from quantum_bus.flow import Flow, LogLine
+from quantum_bus.found import Bounds, Found
 from quantum_bus.inquiry import answered
 from quantum_bus.jsonlog.escape import escaped, visible
-from quantum_bus.search import Bounds, Found, Search
+from quantum_bus.search import Search
 from quantum_bus.sightings import seconds_of
 from quantum_bus.wanted import Wanted
 
@@ -164,7 +166,7 @@ def _moment(option: str, text: str | None, now: float) -> int | None:
 def _follow(wanted: Wanted, search: Search, found: Found, lines: Lines, link: Link, *, as_json: bool) -> None:
     """Show the flow, and what comes of it, until Ctrl-C."""
     console = wide_console()
-    told: list[str] = []
+    told: set[str] = set()
 
     def drawn() -> Group:
         flow = _flow(wanted, found, lines)
@@ -174,9 +176,10 @@ def _follow(wanted: Wanted, search: Search, found: Found, lines: Lines, link: Li
 
     def tell() -> None:
         flow = _flow(wanted, found, lines)
-        for line in view.news(told, flow):
-            told.append(line)
-            print(_as_text({"line": line}) if as_json else line, flush=True)
+        for fact in view.facts(flow):
+            if fact["text"] not in told:
+                told.add(fact["text"])
+                print(_as_text(fact) if as_json else fact["text"], flush=True)
 
     live = Live(drawn(), console=console, auto_refresh=False) if console.is_terminal and not as_json else None
     if live is not None:

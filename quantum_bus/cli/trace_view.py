@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final
 
 from rich.text import Text
 from rich.tree import Tree
 
 from quantum_bus import names, propagation
-from quantum_bus.cli import flow_tree
 from quantum_bus.cli.flow_tree import Branch, Step, draw, duration, logged, sent, shown
 from quantum_bus.envelope import timestamp
 from quantum_bus.flow import Flow, Hop, LogLine, Message, Outcome, walk
+from quantum_bus.found import Found, Looked
 from quantum_bus.jsonlog.escape import visible
-from quantum_bus.search import Found, Looked
 from quantum_bus.sightings import Run
 
 _STYLES: Final = {
@@ -178,6 +177,8 @@ def left_out(found: Found, *, everything: bool) -> Iterator[str]:
         yield f"{found.messages_left_out:,} further messages of the flow are not shown"
     if found.indexed and not everything:
         yield "the index told of the flow; what was published without one is only looked for around it"
+    if found.comes_later and not everything:
+        yield "a message with a delay may have come into its stream since, under an id that the index does not know"
     for looked in found.looked:
         if (unread := looked.length - looked.entries) > 0:
             yield f"{visible(looked.key)}: {unread:,} of {looked.length:,} entries were not read ({_unread(looked)})"
@@ -300,29 +301,30 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def news(before: Sequence[str], flow: Flow) -> list[str]:
-    """Lines of the flow that were not there before, for following it in a pipe."""
-    known = set(before)
-    return [line for line in plain(flow) if line not in known]
-
-
-def plain(flow: Flow) -> list[str]:
-    """Each fact on a line of its own, by time."""
-    lines: list[tuple[float, str]] = []
+def facts(flow: Flow) -> list[dict[str, Any]]:
+    """What happened, each an object with its line of ``text``, by time: for following a flow in a pipe."""
+    told: list[tuple[float, dict[str, Any]]] = []
     for _, hop in walk(flow.roots):
-        name = f"{shown(hop.service)}"
         for run in hop.runs:
-            words = f"{_ENDED[run.outcome]} {duration(run.duration)}" if run.started is not None else run.outcome
-            lines.append((run.ended, f"{_time(run.ended)} {name} attempt {run.attempt} {words} {run.entry_id}"))
+            words = _ENDED[run.outcome] if run.started is None else f"{_ENDED[run.outcome]} {duration(run.duration)}"
+            more = {"attempt": run.attempt, "outcome": run.outcome, "duration_ms": _ms(run.duration)}
+            text = f"attempt {run.attempt} {words}"
+            told.append(_fact("run", run.ended, hop, text, stream=run.stream, entry_id=run.entry_id, **more))
         if hop.outcome is Outcome.DEAD and hop.reason:
-            text = f"{name} {_words(hop, 0.0)}"
-            lines.append((float("inf") if not hop.runs else hop.runs[-1].ended, f"{'':24} {text}"))
+            more = {"reason": hop.reason, "error": hop.error}
+            told.append(_fact("dead", hop.runs[-1].ended if hop.runs else None, hop, _words(hop, 0.0), **more))
         for step in hop.steps:
-            at = float("inf") if step.at is None else step.at
             if isinstance(step, LogLine):
-                lines.append((at, f"{_time(at)} {name} {shown(step.event)} {shown(step.text)}"))
+                told.append(_fact("log", step.at, hop, f"{shown(step.event)} {shown(step.text)}", event=step.event))
             else:
-                when = _time(at) if step.at is not None else f"{'':24}"
-                text = flow_tree.sent(step.stream, step.entry_id, step.event or "").plain
-                lines.append((at, f"{when} {name} {text}"))
-    return [text for _, text in sorted(lines, key=lambda line: line[0])]
+                text = sent(step.stream, step.entry_id, step.event or "").plain
+                where = {"stream": step.stream, "entry_id": step.entry_id or None, "event": step.event}
+                told.append(_fact("message", step.at, hop, text, message_id=step.message_id, **where))
+    return [fact for _, fact in sorted(told, key=lambda pair: pair[0])]
+
+
+def _fact(kind: str, at: float | None, hop: Hop, text: str, **more: Any) -> tuple[float, dict[str, Any]]:
+    when = None if at is None else _time_exact(at)
+    line = f"{when or '':<27} {shown(hop.service)} {text}"
+    fact = {"kind": kind, "at": when, "service": hop.service, "group": hop.group, **more, "text": line}
+    return float("inf") if at is None else at, fact

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from quantum_bus import Event, Retry, correlation_scope
+from quantum_bus.assembly import build
 from quantum_bus.blocking_link import Link
 from quantum_bus.cli.connection import make_client, make_link
-from quantum_bus.flow import Flow, Hop, Message, Outcome, build, walk
+from quantum_bus.flow import Flow, Hop, Message, Outcome, walk
 from quantum_bus.flow_index import HOUR_MS, MOST_BYTES
+from quantum_bus.found import Bounds, Found
 from quantum_bus.inquiry import answered
-from quantum_bus.search import BESIDE_INDEX, Bounds, Found, Search
+from quantum_bus.search import BESIDE_INDEX, Search
 from quantum_bus.streams import side_key
 from quantum_bus.wanted import Wanted
 from tests.contract.backends import Backend
@@ -126,6 +128,20 @@ async def test_foreign_entries_are_found_by_the_ids_that_derive_from_them(
     asked.client.xadd(stream, {"data": "{}", "traceparent": TRACEPARENT, "correlation_id": "a-flow-of-its-own"})
     for wanted in (TRACEPARENT, TRACEPARENT.split("-")[1], "a-flow-of-its-own"):
         assert list(asked.flow(wanted, [stream]).correlation_ids) == ["a-flow-of-its-own"]
+
+
+async def test_an_id_that_is_a_value_in_one_flow_and_another_flows_own_shows_both(
+    real_backend: Backend, asked: Asked, stream: str
+) -> None:
+    own = {"v": "1", "data": "{}", "correlation_id": "order-1", "message_id": "m-1"}
+    asked.client.xadd(stream, own)
+    for _ in range(300):  # more than the first page: the other one is met alone
+        asked.client.xadd(stream, {"v": "1", "data": "{}", "correlation_id": "others"})
+    asked.client.xadd(stream, {"v": "1", "data": '{"about":"order-1"}', "correlation_id": "audit", "message_id": "m-2"})
+    flow = asked.flow("order-1", [stream])
+    assert set(flow.correlation_ids) == {"order-1", "audit"}
+    assert list(asked.search("audit", [stream]).correlation_ids) == ["audit"]
+    assert list(asked.search("nobody", [stream]).correlation_ids) == []
 
 
 @pytest.fixture

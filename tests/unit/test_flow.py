@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from quantum_bus.assembly import build
 from quantum_bus.cli import trace_view
 from quantum_bus.envelope import timestamp
-from quantum_bus.flow import Flow, Hop, LogLine, Message, Outcome, build, log_line, walk
-from quantum_bus.search import Found
+from quantum_bus.flow import Flow, Hop, LogLine, Message, Outcome, log_line, walk
+from quantum_bus.found import Found
 from quantum_bus.sightings import Given, Place, Run, Sighting, Standing, in_retry_stream, in_stream, runs, scheduled
 from quantum_bus.streams import retry_fields
 
@@ -211,7 +212,7 @@ def draw(flow: Flow) -> str:
 
 
 def nothing_found() -> Found:
-    return Found(0.0, ["flow"], (), (), (), (), False, 0, False, (), ())
+    return Found(0.0, ["flow"], (), (), (), (), False, 0, False, False, (), ())
 
 
 @settings(max_examples=150, deadline=None)
@@ -229,7 +230,8 @@ def test_whatever_is_seen_every_message_and_line_is_in_the_tree_once_and_can_be_
     text = draw(flow)
     assert text.count("→ ") == len(messages)
     orjson.loads(orjson.dumps(trace_view.as_object("flow", flow, nothing_found(), everything=False)))
-    assert sum("→ " in line for line in trace_view.plain(flow)) == len(messages)
+    told_of = [fact["kind"] for fact in trace_view.facts(flow)]
+    assert (told_of.count("message"), told_of.count("log")) == (len(messages), len(lines))
     shuffled = sightings[:]
     order.shuffle(shuffled)
     again = build(shuffled, noted, standings, lines)

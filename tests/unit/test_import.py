@@ -14,9 +14,9 @@ print(*sorted(set(sys.modules) - before))
 MAY_LOAD = {"hiredis", "msgspec", "opentelemetry", "orjson", "redis"}
 # Rooms that only commands, tests and set-up enter.
 ROOMS_APART = {
-    "asgi", "checkup", "cli", "deadletter_stream", "demo", "discovery", "exporter", "findings", "flow", "flow_index",
-    "gauges", "inquiry", "otel", "otlp", "pace", "reading", "scraping", "search", "sightings", "state", "testing",
-    "wanted",
+    "asgi", "assembly", "checkup", "cli", "deadletter_stream", "demo", "discovery", "exporter", "findings", "flow",
+    "flow_index", "found", "gauges", "inquiry", "otel", "otlp", "pace", "reading", "scraping", "search", "sightings",
+    "state", "testing", "wanted",
 }  # fmt: skip
 # Of the standard library, what is slow to load, and no message needs.
 SLOW = {
