@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from quantum_bus.cli import demo, dlq, doctor, exporter, lag, publish, run, status, tail, trace
-from quantum_bus.cli.ending import EXIT_INTERRUPTED
 from quantum_bus.cli.examples import epilog
 
-
-class Commands(TyperGroup):
-    """All commands. Ctrl-C ends one without a word: what there is to say of it, the command has said."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.exit(EXIT_INTERRUPTED)
-
-
 app = typer.Typer(
-    cls=Commands,
     help="An event bus on Redis Streams whose every message and log line says which flow it belongs to.",
     no_args_is_help=True,
     rich_markup_mode=None,
