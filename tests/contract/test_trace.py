@@ -168,6 +168,8 @@ async def test_of_a_long_stream_only_what_it_must_is_read_and_the_rest_is_told(
     assert looked.length == old_entries
     assert looked.entries < 20
     assert looked.read[0][0] is not None, "it says from when on"
+    pages = [command[-1] for command in asked.commands if command[:2] == ("XREVRANGE", stream)]
+    assert sum(pages) <= 700, "it stops where it has found it"
     old = asked.search("o-2000", [stream])
     assert len(old.sightings) == 1
     assert old.looked[0].entries < 20, "around it; what was passed over on the way is not counted as looked at for it"
