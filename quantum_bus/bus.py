@@ -42,7 +42,6 @@ from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
 from .heartbeat import Heartbeat, Lease, patience
 from .link import Link
-from .probes import ProbeServer
 from .publisher import Publisher
 from .readiness import Health
 from .receipt import Receipt
@@ -604,6 +603,8 @@ class EventBus:
 
         with contextlib.ExitStack() as handlers:
             if probes is not None:
+                from .probes import ProbeServer  # it loads http.server, which few need
+
                 handlers.enter_context(ProbeServer(probes, lambda redis: self._health_from_thread(loop, redis)))
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, on_signal)

@@ -40,7 +40,6 @@ from quantum_bus.config import (
 from quantum_bus.envelope import Event
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from quantum_bus.heartbeat import Heartbeat, patience
-from quantum_bus.probes import ProbeServer
 from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
 from quantum_bus.subscriptions import Subscriptions
@@ -441,6 +440,8 @@ class EventBus:
 
         with contextlib.ExitStack() as handlers:
             if probes is not None:
+                from quantum_bus.probes import ProbeServer  # it loads http.server, which few need
+
                 handlers.enter_context(ProbeServer(probes, lambda redis: self.health(ask_redis=redis)))
             for number in STOP_SIGNALS:
                 handlers.callback(signal.signal, number, signal.signal(number, on_signal))
