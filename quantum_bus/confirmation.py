@@ -19,8 +19,8 @@ from .config import BusConfig
 from .envelope import Outgoing, encode
 from .errors import ConnectionLost, NotDurable, PublishError, PublishTimeout
 from .receipt import Receipt
+from .sending import Sending
 from .streams import Command
-from .telemetry import Sending
 
 # Entries written by one request: what comes after waits its turn like any other request.
 CHUNK: Final = 500
@@ -41,14 +41,23 @@ class Confirmation:
     Args:
         wait_replicas: how many replicas have to confirm; None for none. The commands then end with a WAIT, which
             belongs on the connection that wrote them, and blocks it.
+        commands: the additions, where they are made already.
     """
 
     def __init__(
-        self, outgoing: Sequence[Outgoing], sending: Sending, config: BusConfig, *, wait_replicas: int | None = None
+        self,
+        outgoing: Sequence[Outgoing],
+        sending: Sending,
+        config: BusConfig,
+        *,
+        wait_replicas: int | None = None,
+        commands: list[Command] | None = None,
     ) -> None:
         self._outgoing = outgoing
         self._sending = sending
-        self._commands = [_command(item, sending, config.service) for item in outgoing]
+        self._commands = (
+            [addition(item, sending, config.service) for item in outgoing] if commands is None else commands
+        )
         self._replies: list[Any] = [None] * len(outgoing)
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
@@ -198,15 +207,10 @@ class Confirmation:
         return result
 
 
-def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
+def addition(outgoing: Outgoing, sending: Sending, service: str) -> Command:
+    """The command that adds a message: XADD, or the script where it is to come later, or once."""
     correlation_id = sending.correlation_id(outgoing)
-    fields = encode(
-        outgoing,
-        correlation_id=correlation_id,
-        context=sending.context,
-        baggage=sending.baggage,
-        service=service,
-    )
+    fields = encode(outgoing, correlation_id=correlation_id, carried=sending.carried, service=service)
     if not outgoing.delay_ms and not outgoing.dedupe_ms:
         return streams.add(outgoing.stream, fields)
     return streams.add_with_care(

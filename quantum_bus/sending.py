@@ -1,0 +1,168 @@
+"""The span, metric and log scope around a publish; asyncio and threads enter the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from time import perf_counter
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from opentelemetry import trace
+from opentelemetry.metrics import Meter
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Tracer
+
+from . import envelope, names, propagation
+from .delivery import Failure
+from .envelope import Outgoing
+from .spans import CACHED_STREAMS, Attributes, record_failure
+
+_PRODUCER: Final = SpanKind.PRODUCER
+
+
+class Destination(NamedTuple):
+    """What every publish to one stream has in common.
+
+    Attributes:
+        span_name: of its spans.
+        attributes: on its spans and metrics; not to be changed.
+    """
+
+    span_name: str
+    attributes: Attributes
+
+
+class Sends:
+    """What the scopes of one bus share.
+
+    Args:
+        common: attributes of everything the bus does.
+        sampled: whether a context that we have to make ourselves is flagged as sampled.
+        send_baggage: whether the current baggage goes out with a message.
+    """
+
+    def __init__(self, tracer: Tracer, meter: Meter, common: Attributes, *, sampled: bool, send_baggage: bool) -> None:
+        self.tracer = tracer
+        self.sampled = sampled
+        self.send_baggage = send_baggage
+        self._common = common
+        self.duration = meter.create_histogram(
+            names.METRIC_OPERATION_DURATION,
+            unit="s",
+            description="Duration of messaging operations initiated by a producer or consumer client.",
+            explicit_bucket_boundaries_advisory=list(names.DURATION_BUCKETS),
+        )
+        self.sent = meter.create_counter(
+            names.METRIC_SENT, unit="{message}", description="Messages the producer attempted to send to the broker."
+        )
+        self.destination = lru_cache(CACHED_STREAMS)(self._destination)
+
+    def _destination(self, stream: str) -> Destination:
+        return Destination(
+            f"{names.OPERATION_SEND} {stream}",
+            {
+                **self._common,
+                names.ATTR_OPERATION_NAME: names.OPERATION_SEND,
+                names.ATTR_OPERATION_TYPE: names.OPERATION_SEND,
+                names.ATTR_DESTINATION: stream,
+            },
+        )
+
+
+class Sending:
+    """A publish in progress.
+
+    Attributes:
+        context: the context that goes onto the wire.
+        carried: the W3C fields that go with each message: that context, and the baggage.
+        failed: items that Redis did not take; set by the caller of a ``publish_many``.
+    """
+
+    __slots__ = (
+        "_destination",
+        "_late",
+        "_many",
+        "_outgoing",
+        "_sends",
+        "_span",
+        "_started",
+        "carried",
+        "context",
+        "failed",
+    )
+
+    def __init__(self, sends: Sends, stream: str, outgoing: Sequence[Outgoing], *, many: bool) -> None:
+        self._sends = sends
+        self._destination = sends.destination(stream)
+        self._outgoing = outgoing
+        self._many = many
+        self._late: Attributes = {}  # attributes that are known once the span has begun: set together, when it ends
+        self.failed = 0
+
+    def correlation_id(self, outgoing: Outgoing) -> str:
+        """The id the caller named or is in the flow of, else that of the trace this publish is in."""
+        return outgoing.correlation_id or f"{self.context.trace_id:032x}"
+
+    def sent(self, entry_id: str) -> None:
+        """Redis stored the message under this id."""
+        self._late[names.ATTR_ENTRY_ID] = entry_id
+
+    def __enter__(self) -> Self:
+        sends = self._sends
+        outgoing = self._outgoing[0]
+        parent = trace.get_current_span().get_span_context()
+        flow = outgoing.correlation_id or (f"{parent.trace_id:032x}" if parent.is_valid else None)
+        attributes: Attributes
+        if self._many:
+            attributes = {**self._destination.attributes, names.ATTR_BATCH_COUNT: len(self._outgoing)}
+            one_flow = self._one_flow()
+        else:
+            attributes = {
+                **self._destination.attributes,
+                names.ATTR_MESSAGE_ID: outgoing.message_id,
+                names.ATTR_BODY_SIZE: len(outgoing.data),
+            }
+            if outgoing.event is not None:
+                attributes[names.ATTR_EVENT] = outgoing.event
+            one_flow = True
+        if one_flow and flow is not None:
+            attributes[names.ATTR_CONVERSATION_ID] = flow
+        self._started = perf_counter()
+        self._span = sends.tracer.start_span(self._destination.span_name, kind=_PRODUCER, attributes=attributes)
+        own = self._span.get_span_context()
+        if own.is_valid and own.span_id != parent.span_id:
+            self.context: SpanContext = own
+            if one_flow and flow is None:
+                self._late[names.ATTR_CONVERSATION_ID] = f"{own.trace_id:032x}"
+        elif parent.is_valid:
+            self.context = propagation.child_of(parent)
+        else:
+            self.context = propagation.mint(outgoing.correlation_id, sampled=sends.sampled)
+        self.carried = envelope.carried(self.context, propagation.baggage_header() if sends.send_baggage else "")
+        return self
+
+    def _one_flow(self) -> bool:
+        first = self._outgoing[0].correlation_id
+        return all(outgoing.correlation_id == first for outgoing in self._outgoing)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        sends, span = self._sends, self._span
+        elapsed = perf_counter() - self._started
+        attributes = self._destination.attributes
+        count = len(self._outgoing)
+        if self._late:
+            span.set_attributes(self._late)
+        if error is not None:
+            failure = Failure.of(error)
+            attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}
+            record_failure(span, failure)
+        sends.duration.record(elapsed, attributes)
+        if self.failed and error is None:
+            span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
+            sends.sent.add(self.failed, attributes | {names.ATTR_ERROR_TYPE: "PublishError"})
+            count -= self.failed
+        if count:
+            sends.sent.add(count, attributes)
+        span.end()
