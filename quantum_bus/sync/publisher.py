@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from quantum_bus.blocking_link import Link
+from quantum_bus import streams
+from quantum_bus.blocking_link import Link, Reply
 from quantum_bus.config import BusConfig
-from quantum_bus.confirmation import LANES, Confirmation
-from quantum_bus.envelope import Event, prepare
+from quantum_bus.confirmation import LANES, Confirmation, addition
+from quantum_bus.envelope import Outgoing
 from quantum_bus.errors import ConnectionLost, PublishError
 from quantum_bus.receipt import Receipt
+from quantum_bus.streams import Command
 from quantum_bus.telemetry import Telemetry
 
 
@@ -93,29 +95,56 @@ class Publisher:
         """Close the connections that were made here; not the shared one."""
         self._lanes.close()
 
-    def publish(self, event: Event, *, timeout: float, wait_replicas: int | None = None) -> Receipt:
+    def publish(self, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None) -> Receipt:
         """Add one event; errors as over asyncio."""
-        outgoing = prepare(event, max_payload_bytes=self._config.max_payload_bytes)
         with self._telemetry.sending(outgoing) as sending:
-            confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
-            self._confirm(confirmation, timeout)
+            deadline = time.monotonic() + timeout
+            pause = 0.0
+            if wait_replicas or outgoing.delay_ms or outgoing.dedupe_ms:
+                confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
+            else:
+                # as over asyncio: almost always the first try is all
+                command = addition(outgoing, sending, self._config.service)
+                reply = self._try(command, timeout)
+                if type(reply) is bytes:
+                    receipt = Receipt(
+                        reply.decode(), outgoing.message_id, sending.correlation_id(outgoing), outgoing.stream
+                    )
+                    sending.sent(receipt.id)
+                    return receipt
+                confirmation = Confirmation((outgoing,), sending, self._config, commands=[command])
+                confirmation.commands(timeout)
+                if isinstance(reply, ConnectionLost):
+                    pause = confirmation.lost(reply)
+                else:
+                    pause = confirmation.answered((reply,))
+            self._confirm(confirmation, deadline, timeout, pause)
             return confirmation.result()
 
+    def _try(self, command: Command, timeout: float) -> Reply:
+        try:
+            return self._link.ask(streams.pack((command,)), 1, timeout=timeout)[0]
+        except ConnectionLost as error:
+            return error
+
     def publish_many(
-        self, stream: str, events: Sequence[Event], *, timeout: float, wait_replicas: int | None = None
+        self, stream: str, outgoing: Sequence[Outgoing], *, timeout: float, wait_replicas: int | None = None
     ) -> list[Receipt | PublishError]:
         """Add events to one stream, in order, under one span; one result for each, in order."""
-        if not events:
+        if not outgoing:
             return []
-        outgoing = [prepare(event, max_payload_bytes=self._config.max_payload_bytes) for event in events]
         with self._telemetry.sending_many(stream, outgoing) as sending:
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
-            self._confirm(confirmation, timeout)
+            self._confirm(confirmation, time.monotonic() + timeout, timeout, 0.0)
             return confirmation.results()
 
-    def _confirm(self, confirmation: Confirmation, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    def _confirm(self, confirmation: Confirmation, deadline: float, timeout: float, pause: float) -> None:
+        """Try until everything is answered, or the deadline; first after a pause, where one try was made already."""
         while confirmation.unfinished:
+            if pause and confirmation.gives_up(deadline - time.monotonic() - pause, timeout):
+                return
+            if pause:
+                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             left = deadline - time.monotonic()
             if left <= 0:
                 return  # what is not confirmed by now counts as timed out
@@ -129,7 +158,3 @@ class Publisher:
                 pause = confirmation.answered(replies)
             except ConnectionLost as error:
                 pause = confirmation.lost(error)
-            if pause and confirmation.gives_up(deadline - time.monotonic() - pause, timeout):
-                return
-            if pause:
-                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
