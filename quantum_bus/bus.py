@@ -32,7 +32,6 @@ from .config import (
     SubscriberConfig,
     TraceMode,
     check_replicas,
-    check_stream,
     check_timeout,
     masked_url,
 )
@@ -46,6 +45,7 @@ from .probes import ProbeServer
 from .publisher import Publisher
 from .readiness import Health
 from .receipt import Receipt
+from .stream_names import StreamNames
 from .subscriptions import Subscriptions
 from .telemetry import Telemetry
 
@@ -144,6 +144,7 @@ class EventBus:
             )
         self._client = client
         self._owns_client = client is None
+        self._names = StreamNames(self.config.prefix)
         self._middleware: list[Middleware] = []
         for item in middleware:
             self.add_middleware(item)
@@ -337,10 +338,11 @@ class EventBus:
             PublishError: Redis refused it otherwise, or each time until ``timeout``; not stored.
             BusClosed: the bus was stopped.
         """
-        check_stream(stream)
-        check_timeout(timeout)
-        check_replicas(wait_replicas)
-        name = self.config.prefix + stream
+        name = self._names.full(stream)
+        if timeout is not options.DEFAULT_PUBLISH_TIMEOUT:
+            check_timeout(timeout)
+        if wait_replicas is not None:
+            check_replicas(wait_replicas)
         given = (payload, event, key, correlation_id, message_id, headers)
         if self._middleware:
             return await self._wrapped(Event(*given, name, delay, dedupe), timeout, wait_replicas)
@@ -374,10 +376,9 @@ class EventBus:
                 items before it where there is middleware, which sees one after the other.
             BusClosed: the bus was stopped.
         """
-        check_stream(stream)
+        name = self._names.full(stream)
         check_timeout(timeout)
         check_replicas(wait_replicas)
-        name = self.config.prefix + stream
         publisher = self._open()
         if not self._middleware:
             limit = self.config.max_payload_bytes

@@ -55,9 +55,9 @@ class Confirmation:
     ) -> None:
         self._outgoing = outgoing
         self._sending = sending
-        self._commands = (
-            [addition(item, sending, config.service) for item in outgoing] if commands is None else commands
-        )
+        if commands is None:
+            commands = [addition(item, sending.correlation_id(item), sending, config.service) for item in outgoing]
+        self._commands = commands
         self._replies: list[Any] = [None] * len(outgoing)
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
@@ -207,9 +207,8 @@ class Confirmation:
         return result
 
 
-def addition(outgoing: Outgoing, sending: Sending, service: str) -> Command:
+def addition(outgoing: Outgoing, correlation_id: str, sending: Sending, service: str) -> Command:
     """The command that adds a message: XADD, or the script where it is to come later, or once."""
-    correlation_id = sending.correlation_id(outgoing)
     fields = encode(outgoing, correlation_id=correlation_id, carried=sending.carried, service=service)
     if not outgoing.delay_ms and not outgoing.dedupe_ms:
         return streams.add(outgoing.stream, fields)

@@ -288,7 +288,7 @@ def encode(
 def carried(context: SpanContext, baggage: str) -> tuple[str, ...]:
     """The trace context, and baggage where there is any, as fields."""
     fields: tuple[str, ...] = (names.FIELD_TRACEPARENT, propagation.format_traceparent(context))
-    if tracestate := propagation.format_tracestate(context):
+    if context.trace_state and (tracestate := propagation.format_tracestate(context)):
         fields += (names.FIELD_TRACESTATE, tracestate)
     if baggage:
         fields += (names.FIELD_BAGGAGE, baggage)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -234,27 +233,27 @@ class Link:
             return
         if current.full:
             return
-        if not self._written:
+        waiting, written = self._waiting, self._written
+        if not written:
             self._progress = self._loop.time()
         together: list[bytes] = []
-        before = self._unanswered
-        for request in self._writable():
-            together.append(request.packed)
-            request.packed = b""
-            self._written.append(request)
-            self._unanswered += request.expected
-            if request.written is not None:
-                request.written.set()
-        if together:
-            current.write(b"".join(together), self._unanswered - before)
-            if (due := self._due()) < self._timer_at:
-                self._wake_at(due)
-
-    def _writable(self) -> Iterator[_Request]:
-        while self._waiting and self._unanswered < MAX_UNANSWERED:
-            request = self._waiting.popleft()
+        count = 0
+        room = MAX_UNANSWERED - self._unanswered
+        while waiting and count < room:
+            request = waiting.popleft()
             if not request.future.done():
-                yield request
+                written.append(request)
+                together.append(request.packed)
+                request.packed = b""
+                count += request.expected
+                if request.written is not None:
+                    request.written.set()
+        if count:
+            self._unanswered += count
+            current.write(together[0] if len(together) == 1 else b"".join(together), count)
+            due = self._progress + written[0].timeout
+            if due < self._timer_at:
+                self._wake_at(due)
 
     def writable(self) -> None:
         """The server takes bytes again."""

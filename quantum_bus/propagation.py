@@ -197,9 +197,8 @@ def carry_context(function: Callable[P, R]) -> Callable[P, R]:
 # --- trace context -------------------------------------------------------------------------------
 
 
-def random_bits(count: int) -> int:
-    """``count`` random bits, from a generator that a fork or a user's ``random.seed()`` does not repeat."""
-    return _random.getrandbits(count)
+random_bits: Final = _random.getrandbits
+"""So many random bits, from a generator that a fork or a user's ``random.seed()`` does not repeat."""
 
 
 def new_trace_id() -> str:
@@ -219,7 +218,7 @@ def mint(trace_id: str | None = None, *, sampled: bool = True) -> SpanContext:
     below a parent that was not sampled.
     """
     usable = trace_id is not None and trace_id != _NO_ID and _TRACE_ID.fullmatch(trace_id)
-    number = int(trace_id, 16) if usable and trace_id else int(new_trace_id(), 16)
+    number = int(trace_id, 16) if usable and trace_id else _random.getrandbits(128) or 1
     return SpanContext(number, _new_span_id(), is_remote=False, trace_flags=SAMPLED if sampled else NOT_SAMPLED)
 
 

@@ -11,9 +11,8 @@ from .config import BusConfig
 from .confirmation import LANES, Confirmation, addition
 from .envelope import Outgoing
 from .errors import ConnectionLost, PublishError
-from .link import Link, Reply
+from .link import Link
 from .receipt import Receipt
-from .streams import Command
 from .telemetry import Telemetry
 
 
@@ -105,14 +104,16 @@ class Publisher:
                 confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             else:
                 # The first try is all, but once in a blue moon: it needs no Confirmation, whose state takes 5 µs.
-                command = addition(outgoing, sending, self._config.service)
-                reply = await self._try(command, deadline)
+                correlation_id = sending.correlation_id(outgoing)
+                command = addition(outgoing, correlation_id, sending, self._config.service)
+                try:
+                    (reply,) = await self._link.ask(streams.pack_one(command), 1, until=deadline)
+                except (ConnectionLost, TimeoutError) as error:
+                    reply = error
                 if type(reply) is bytes:
-                    receipt = Receipt(
-                        reply.decode(), outgoing.message_id, sending.correlation_id(outgoing), outgoing.stream
-                    )
-                    sending.sent(receipt.id)
-                    return receipt
+                    entry_id = reply.decode()
+                    sending.sent(entry_id)
+                    return Receipt(entry_id, outgoing.message_id, correlation_id, outgoing.stream)
                 confirmation = Confirmation((outgoing,), sending, self._config, commands=[command])
                 confirmation.commands(timeout)
                 if isinstance(reply, TimeoutError):
@@ -123,12 +124,6 @@ class Publisher:
                     pause = confirmation.answered((reply,))
             await self._confirm(confirmation, deadline, timeout, pause)
             return confirmation.result()
-
-    async def _try(self, command: Command, deadline: float) -> Reply:
-        try:
-            return (await self._link.ask(streams.pack((command,)), 1, until=deadline))[0]
-        except (ConnectionLost, TimeoutError) as error:
-            return error
 
     async def publish_many(
         self, stream: str, outgoing: Sequence[Outgoing], *, timeout: float, wait_replicas: int | None = None

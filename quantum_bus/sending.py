@@ -8,9 +8,17 @@ from time import perf_counter
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from opentelemetry import trace
+from opentelemetry.context import get_current
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+)
 
 from . import envelope, names, propagation
 from .delivery import Failure
@@ -101,7 +109,7 @@ class Sending:
 
     def correlation_id(self, outgoing: Outgoing) -> str:
         """The id the caller named or is in the flow of, else that of the trace this publish is in."""
-        return outgoing.correlation_id or f"{self.context.trace_id:032x}"
+        return outgoing.correlation_id or "%032x" % self.context.trace_id  # noqa: UP031 - as for a traceparent
 
     def sent(self, entry_id: str) -> None:
         """Redis stored the message under this id."""
@@ -109,16 +117,19 @@ class Sending:
 
     def __enter__(self) -> Self:
         sends = self._sends
+        span_name, common = self._destination
         outgoing = self._outgoing[0]
-        parent = trace.get_current_span().get_span_context()
-        flow = outgoing.correlation_id or (f"{parent.trace_id:032x}" if parent.is_valid else None)
+        # Looked up once, for the SDK too: it would ask four times. Outside of any span and baggage it is empty.
+        current = get_current()
+        parent = get_current_span(current).get_span_context() if current else INVALID_SPAN_CONTEXT
+        flow = outgoing.correlation_id or ("%032x" % parent.trace_id if parent.is_valid else None)  # noqa: UP031
         attributes: Attributes
         if self._many:
-            attributes = {**self._destination.attributes, names.ATTR_BATCH_COUNT: len(self._outgoing)}
+            attributes = {**common, names.ATTR_BATCH_COUNT: len(self._outgoing)}
             one_flow = self._one_flow()
         else:
             attributes = {
-                **self._destination.attributes,
+                **common,
                 names.ATTR_MESSAGE_ID: outgoing.message_id,
                 names.ATTR_BODY_SIZE: len(outgoing.data),
             }
@@ -128,17 +139,19 @@ class Sending:
         if one_flow and flow is not None:
             attributes[names.ATTR_CONVERSATION_ID] = flow
         self._started = perf_counter()
-        self._span = sends.tracer.start_span(self._destination.span_name, kind=_PRODUCER, attributes=attributes)
+        self._span = sends.tracer.start_span(span_name, current, _PRODUCER, attributes)
         own = self._span.get_span_context()
         if own.is_valid and own.span_id != parent.span_id:
-            self.context: SpanContext = own
             if one_flow and flow is None:
-                self._late[names.ATTR_CONVERSATION_ID] = f"{own.trace_id:032x}"
+                self._late[names.ATTR_CONVERSATION_ID] = "%032x" % own.trace_id  # noqa: UP031
         elif parent.is_valid:
-            self.context = propagation.child_of(parent)
+            own = propagation.child_of(parent)
         else:
-            self.context = propagation.mint(outgoing.correlation_id, sampled=sends.sampled)
-        self.carried = envelope.carried(self.context, propagation.baggage_header() if sends.send_baggage else "")
+            own = propagation.mint(outgoing.correlation_id, sampled=sends.sampled)
+        self.context: SpanContext = own
+        self.carried = envelope.carried(
+            own, propagation.baggage_header(current) if current and sends.send_baggage else ""
+        )
         return self
 
     def _one_flow(self) -> bool:

@@ -33,7 +33,6 @@ from quantum_bus.config import (
     SubscriberConfig,
     TraceMode,
     check_replicas,
-    check_stream,
     check_timeout,
     masked_url,
 )
@@ -43,6 +42,7 @@ from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.probes import ProbeServer
 from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
+from quantum_bus.stream_names import StreamNames
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
 
@@ -118,6 +118,7 @@ class EventBus:
             )
         self._owns_client = client is None
         self._client = self._connect_later() if client is None else client
+        self._names = StreamNames(self.config.prefix)
         self._middleware: list[Middleware] = []
         for item in middleware:
             self.add_middleware(item)
@@ -242,10 +243,11 @@ class EventBus:
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> Receipt:
         """Add a message to a stream; returns when Redis has confirmed it. See :meth:`quantum_bus.EventBus.publish`."""
-        check_stream(stream)
-        check_timeout(timeout)
-        check_replicas(wait_replicas)
-        name = self.config.prefix + stream
+        name = self._names.full(stream)
+        if timeout is not options.DEFAULT_PUBLISH_TIMEOUT:
+            check_timeout(timeout)
+        if wait_replicas is not None:
+            check_replicas(wait_replicas)
         given = (payload, event, key, correlation_id, message_id, headers)
         if self._middleware:
             return self._wrapped(Event(*given, name, delay, dedupe), timeout, wait_replicas)
@@ -262,10 +264,9 @@ class EventBus:
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> list[Receipt | PublishError]:
         """Add messages to a stream, in order; see :meth:`quantum_bus.EventBus.publish_many`."""
-        check_stream(stream)
+        name = self._names.full(stream)
         check_timeout(timeout)
         check_replicas(wait_replicas)
-        name = self.config.prefix + stream
         if not self._middleware:
             limit = self.config.max_payload_bytes
             with self._counted:

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from quantum_bus import streams
-from quantum_bus.blocking_link import Link, Reply
+from quantum_bus.blocking_link import Link
 from quantum_bus.config import BusConfig
 from quantum_bus.confirmation import LANES, Confirmation, addition
 from quantum_bus.envelope import Outgoing
 from quantum_bus.errors import ConnectionLost, PublishError
 from quantum_bus.receipt import Receipt
-from quantum_bus.streams import Command
 from quantum_bus.telemetry import Telemetry
 
 
@@ -104,14 +103,16 @@ class Publisher:
                 confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             else:
                 # as over asyncio: almost always the first try is all
-                command = addition(outgoing, sending, self._config.service)
-                reply = self._try(command, timeout)
+                correlation_id = sending.correlation_id(outgoing)
+                command = addition(outgoing, correlation_id, sending, self._config.service)
+                try:
+                    (reply,) = self._link.ask(streams.pack_one(command), 1, timeout=timeout)
+                except ConnectionLost as error:
+                    reply = error
                 if type(reply) is bytes:
-                    receipt = Receipt(
-                        reply.decode(), outgoing.message_id, sending.correlation_id(outgoing), outgoing.stream
-                    )
-                    sending.sent(receipt.id)
-                    return receipt
+                    entry_id = reply.decode()
+                    sending.sent(entry_id)
+                    return Receipt(entry_id, outgoing.message_id, correlation_id, outgoing.stream)
                 confirmation = Confirmation((outgoing,), sending, self._config, commands=[command])
                 confirmation.commands(timeout)
                 if isinstance(reply, ConnectionLost):
@@ -120,12 +121,6 @@ class Publisher:
                     pause = confirmation.answered((reply,))
             self._confirm(confirmation, deadline, timeout, pause)
             return confirmation.result()
-
-    def _try(self, command: Command, timeout: float) -> Reply:
-        try:
-            return self._link.ask(streams.pack((command,)), 1, timeout=timeout)[0]
-        except ConnectionLost as error:
-            return error
 
     def publish_many(
         self, stream: str, outgoing: Sequence[Outgoing], *, timeout: float, wait_replicas: int | None = None
