@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from opentelemetry.context import get_current
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Meter, MeterProvider
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
     SpanContext,
@@ -20,10 +20,11 @@ from opentelemetry.trace import (
     get_current_span,
 )
 
-from . import envelope, names, propagation
+from . import envelope, names, propagation, tally
 from .delivery import Failure
 from .envelope import Outgoing
 from .spans import CACHED_STREAMS, Attributes, record_failure
+from .tally import Count
 
 _PRODUCER: Final = SpanKind.PRODUCER
 
@@ -34,10 +35,12 @@ class Destination(NamedTuple):
     Attributes:
         span_name: of its spans.
         attributes: on its spans and metrics; not to be changed.
+        sent: how many messages it was sent.
     """
 
     span_name: str
     attributes: Attributes
+    sent: Count
 
 
 class Sends:
@@ -47,9 +50,19 @@ class Sends:
         common: attributes of everything the bus does.
         sampled: whether a context that we have to make ourselves is flagged as sampled.
         send_baggage: whether the current baggage goes out with a message.
+        meter_provider: the meter's, where it is not the global one.
     """
 
-    def __init__(self, tracer: Tracer, meter: Meter, common: Attributes, *, sampled: bool, send_baggage: bool) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        meter: Meter,
+        common: Attributes,
+        *,
+        sampled: bool,
+        send_baggage: bool,
+        meter_provider: MeterProvider | None,
+    ) -> None:
         self.tracer = tracer
         self.sampled = sampled
         self.send_baggage = send_baggage
@@ -60,21 +73,19 @@ class Sends:
             description="Duration of messaging operations initiated by a producer or consumer client.",
             explicit_bucket_boundaries_advisory=list(names.DURATION_BUCKETS),
         )
-        self.sent = meter.create_counter(
-            names.METRIC_SENT, unit="{message}", description="Messages the producer attempted to send to the broker."
+        self.sent = tally.counts(
+            names.METRIC_SENT, "Messages the producer attempted to send to the broker.", provider=meter_provider
         )
         self.destination = lru_cache(CACHED_STREAMS)(self._destination)
 
     def _destination(self, stream: str) -> Destination:
-        return Destination(
-            f"{names.OPERATION_SEND} {stream}",
-            {
-                **self._common,
-                names.ATTR_OPERATION_NAME: names.OPERATION_SEND,
-                names.ATTR_OPERATION_TYPE: names.OPERATION_SEND,
-                names.ATTR_DESTINATION: stream,
-            },
-        )
+        attributes = {
+            **self._common,
+            names.ATTR_OPERATION_NAME: names.OPERATION_SEND,
+            names.ATTR_OPERATION_TYPE: names.OPERATION_SEND,
+            names.ATTR_DESTINATION: stream,
+        }
+        return Destination(f"{names.OPERATION_SEND} {stream}", attributes, self.sent.of(attributes))
 
 
 class Sending:
@@ -117,7 +128,7 @@ class Sending:
 
     def __enter__(self) -> Self:
         sends = self._sends
-        span_name, common = self._destination
+        span_name, common, _ = self._destination
         outgoing = self._outgoing[0]
         # Looked up once, for the SDK too: it would ask four times. Outside of any span and baggage it is empty.
         current = get_current()
@@ -163,19 +174,20 @@ class Sending:
     ) -> None:
         sends, span = self._sends, self._span
         elapsed = perf_counter() - self._started
-        attributes = self._destination.attributes
+        _, attributes, sent = self._destination
         count = len(self._outgoing)
         if self._late:
             span.set_attributes(self._late)
         if error is not None:
             failure = Failure.of(error)
             attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}
+            sent = sends.sent.of(attributes)
             record_failure(span, failure)
-        sends.duration.record(elapsed, attributes)
-        if self.failed and error is None:
+        elif self.failed:
             span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
-            sends.sent.add(self.failed, attributes | {names.ATTR_ERROR_TYPE: "PublishError"})
+            sends.sent.of(attributes | {names.ATTR_ERROR_TYPE: "PublishError"}).add(self.failed)
             count -= self.failed
+        sends.duration.record(elapsed, attributes)
         if count:
-            sends.sent.add(count, attributes)
+            sent.add(count)
         span.end()

@@ -104,7 +104,14 @@ class Telemetry:
             self._common[names.ATTR_SERVER_ADDRESS] = server[0]
             if server[1] is not None:
                 self._common[names.ATTR_SERVER_PORT] = server[1]
-        self.sends = Sends(self.tracer, meter, self._common, sampled=sampled, send_baggage=send_baggage)
+        self.sends = Sends(
+            self.tracer,
+            meter,
+            self._common,
+            sampled=sampled,
+            send_baggage=send_baggage,
+            meter_provider=meter_provider,
+        )
         self.process_attributes = lru_cache(CACHED_STREAMS)(self._process_attributes)
 
     def _process_attributes(self, stream: str, group: str) -> Attributes:
