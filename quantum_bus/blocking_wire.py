@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 import hiredis
-from redis.connection import ConnectionInterface
+from redis.connection import AbstractConnection, ConnectionInterface
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 
@@ -41,10 +41,16 @@ class Wire(Protocol):
 
 
 def over(connection: ConnectionInterface) -> Wire:
-    """The wire of a connection: its socket, where redis-py reads that by hiredis; else what it has in its place."""
+    """The wire of a connection: its socket, where redis-py only reads that by hiredis; else the connection itself."""
+    kind = type(connection)
     parser: Any = getattr(connection, "_parser", None)
     sock: Any = getattr(connection, "_sock", None)
-    plain = isinstance(sock, socket.socket) and type(parser).__name__ == "_HiredisParser"
+    plain = (
+        kind.read_response is AbstractConnection.read_response
+        and kind.send_packed_command is AbstractConnection.send_packed_command
+        and type(parser).__name__ == "_HiredisParser"
+        and isinstance(sock, socket.socket)
+    )
     if not plain or parser._reader.has_data():  # noqa: SLF001 - there is no public way
         return DriverWire(connection)
     return SocketWire(sock, parser)
@@ -108,7 +114,7 @@ class SocketWire:
 
 
 class DriverWire:
-    """Writes and reads through redis-py's connection: one without a socket (a fake), or with another parser."""
+    """Writes and reads through redis-py's connection."""
 
     def __init__(self, connection: ConnectionInterface) -> None:
         self._connection = connection

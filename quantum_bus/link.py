@@ -73,6 +73,7 @@ class Link:
         self._waiting: deque[_Request] = deque()
         self._written: deque[_Request] = deque()
         self._unanswered = 0
+        self._unnoticed: ConnectionLost | None = None  # of a connection that broke while nobody used it
         self._flushing = False
         self._progress = 0.0  # when the request at the head of what is written got there
         self._timer: asyncio.TimerHandle | None = None
@@ -93,9 +94,13 @@ class Link:
             written: set as soon as the commands are on their way.
 
         Raises:
-            ConnectionLost: no reply came; the commands may have been carried out if they were written.
+            ConnectionLost: no reply came; the commands may have been carried out if they were written. Also of a
+                connection that broke since the last request: who reads over it has to know that it is another one now.
             ConfigurationError: Redis refused the credentials.
         """
+        if self._unnoticed is not None:
+            lost, self._unnoticed = self._unnoticed, None
+            raise lost
         replies = await self.ask(streams.pack(commands), len(commands), timeout=timeout, written=written)
         for index, reply in enumerate(replies):
             if (
@@ -177,6 +182,7 @@ class Link:
                     await self._connection.disconnect(nowait=True)
                     await self._connection.connect()
             self._wire = wire.over(self._connection, self)
+            self._unnoticed = None
         except driver.CONNECTION_ERRORS as error:
             failure = driver.connect_error(error, self._where)
             failure.__cause__ = error
@@ -275,12 +281,17 @@ class Link:
                 written.popleft()
                 if not request.future.done():
                     request.future.set_result(request.replies)
+        if written and (due := self._due()) < self._timer_at:  # behind one that may take longer
+            self._wake_at(due)
         if self._waiting and not self._flushing:
             self._flush()
 
     def lost(self, error: BaseException) -> None:
         """The connection is gone, and with it every reply that was due."""
-        self._drop(self._broken(error))
+        broken = self._broken(error)
+        if not self._written and not self._waiting:
+            self._unnoticed = broken
+        self._drop(broken)
 
     # --- deadlines -------------------------------------------------------------------------------
 

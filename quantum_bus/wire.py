@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -56,11 +55,20 @@ class Wire(Protocol):
 
 
 def over(connection: AbstractConnection, taker: Taker) -> Wire:
-    """The wire of a connection: its transport, where redis-py reads that by hiredis; else what it has in its place."""
+    """The wire of a connection: its transport, where redis-py only reads that by hiredis; else the connection itself.
+
+    A connection of another class has something to do with what it reads: Sentinel's leaves a master that was demoted.
+    """
+    kind = type(connection)
     parser: Any = connection._parser  # noqa: SLF001 - there is no public way
     stream: Any = connection._reader  # noqa: SLF001
     writer = connection._writer  # noqa: SLF001
-    plain = isinstance(writer, asyncio.StreamWriter) and type(parser).__name__ == "_AsyncHiredisParser"
+    plain = (
+        kind.read_response is AbstractConnection.read_response
+        and kind.send_packed_command is AbstractConnection.send_packed_command
+        and type(parser).__name__ == "_AsyncHiredisParser"
+        and isinstance(writer, asyncio.StreamWriter)
+    )
     if not plain or stream._buffer or parser._reader.has_data():  # noqa: SLF001
         return DriverWire(connection, taker)
     assert writer is not None
@@ -140,43 +148,42 @@ class TransportWire(asyncio.Protocol):
 
 
 class DriverWire:
-    """Writes and reads through redis-py's connection: one without a transport (a fake), or with another parser."""
+    """Writes and reads through redis-py's connection, one exchange after the other."""
 
     def __init__(self, connection: AbstractConnection, taker: Taker) -> None:
         self.full = False
         self._connection = connection
         self._taker: Taker | None = taker
-        self._queue: deque[tuple[bytes, int]] = deque()
         self._task: asyncio.Task[None] | None = None
 
     def write(self, packed: bytes, expected: int) -> None:
-        """Send commands, in their turn."""
-        self._queue.append((packed, expected))
-        if self._task is None:
-            self._task = asyncio.create_task(self._work())
+        """Send commands; until all are answered, it is full."""
+        self.full = True
+        self._task = asyncio.create_task(self._exchange(packed, expected))
 
     def abort(self) -> None:
         """Stop reading; closing the connection is its owner's."""
         self._taker = None
-        self._queue.clear()
         if self._task is not None:
             self._task.cancel()
 
-    async def _work(self) -> None:
+    async def _exchange(self, packed: bytes, expected: int) -> None:
         try:
-            while self._queue and self._taker is not None:
-                packed, expected = self._queue.popleft()
-                await self._connection.send_packed_command([packed], check_health=False)
-                for _ in range(expected):
-                    reply = await self._reply()
-                    if self._taker is not None:
-                        self._taker.took([reply])
-        except (*driver.CONNECTION_ERRORS, RedisError) as error:
+            await self._connection.send_packed_command([packed], check_health=False)
+            for _ in range(expected):
+                reply = await self._reply()
+                if self._taker is not None:
+                    self._taker.took([reply])
+        except BaseException as error:  # whatever it is, nobody may be left waiting
             taker, self._taker = self._taker, None
             if taker is not None:
                 taker.lost(error)
-        finally:
-            self._task = None
+            if isinstance(error, (*driver.CONNECTION_ERRORS, RedisError)):
+                return
+            raise
+        self.full = False
+        if self._taker is not None:
+            self._taker.writable()
 
     async def _reply(self) -> Reply:
         try:
