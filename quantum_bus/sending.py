@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from opentelemetry.context import get_current
-from opentelemetry.metrics import Meter, MeterProvider
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
     SpanContext,
@@ -50,13 +50,12 @@ class Sends:
         common: attributes of everything the bus does.
         sampled: whether a context that we have to make ourselves is flagged as sampled.
         send_baggage: whether the current baggage goes out with a message.
-        meter_provider: the meter's, where it is not the global one.
+        meter_provider: instead of the global one.
     """
 
     def __init__(
         self,
         tracer: Tracer,
-        meter: Meter,
         common: Attributes,
         *,
         sampled: bool,
@@ -67,14 +66,13 @@ class Sends:
         self.sampled = sampled
         self.send_baggage = send_baggage
         self._common = common
-        self.duration = meter.create_histogram(
-            names.METRIC_OPERATION_DURATION,
-            unit="s",
-            description="Duration of messaging operations initiated by a producer or consumer client.",
-            explicit_bucket_boundaries_advisory=list(names.DURATION_BUCKETS),
-        )
-        self.sent = tally.counts(
-            names.METRIC_SENT, "Messages the producer attempted to send to the broker.", provider=meter_provider
+        self.sent, self.duration = tally.instruments(
+            meter_provider,
+            sums=(names.METRIC_SENT, "Messages the producer attempted to send to the broker."),
+            durations=(
+                names.METRIC_OPERATION_DURATION,
+                "Duration of messaging operations initiated by a producer or consumer client.",
+            ),
         )
         self.destination = lru_cache(CACHED_STREAMS)(self._destination)
 
@@ -98,6 +96,7 @@ class Sending:
     """
 
     __slots__ = (
+        "_current",
         "_destination",
         "_late",
         "_many",
@@ -131,7 +130,7 @@ class Sending:
         span_name, common, _ = self._destination
         outgoing = self._outgoing[0]
         # Looked up once, for the SDK too: it would ask four times. Outside of any span and baggage it is empty.
-        current = get_current()
+        current = self._current = get_current()
         parent = get_current_span(current).get_span_context() if current else INVALID_SPAN_CONTEXT
         flow = outgoing.correlation_id or ("%032x" % parent.trace_id if parent.is_valid else None)  # noqa: UP031
         attributes: Attributes
@@ -187,7 +186,7 @@ class Sending:
             span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
             sends.sent.of(attributes | {names.ATTR_ERROR_TYPE: "PublishError"}).add(self.failed)
             count -= self.failed
-        sends.duration.record(elapsed, attributes)
+        sends.duration.record(elapsed, attributes, self._current)
         if count:
             sent.add(count)
         span.end()

@@ -1,25 +1,32 @@
-"""Counters whose value is asked for when metrics are collected, instead of told to the SDK with every message.
+"""Metrics of what happens with every message, told to the SDK in bulk; what is exported is the same.
 
-Adding to an SDK's counter takes 6 to 10 µs, adding here 0.2. What is exported is the same sum under the same name.
+Sums are asked for when metrics are collected, instead of added to with every message: 0.2 µs for 6 to 10. Durations are
+kept until there are some, or until metrics are collected, and then recorded one after the other: so many calls as ever,
+but with the SDK's code and data at hand: 6 µs for each, instead of the 20 to 30 that it takes between two waits.
 
-An SDK takes one callback for each name, and several buses may use one provider: they share its tally, which is why this
-module keeps one for each provider. Where no SDK is set up when a bus is first used, one may come later, and then each
-bus's own instruments come to life by themselves: such buses, and whoever shares their provider, count directly.
+An SDK takes one callback for each name, and several buses may use one provider: they share what is kept for it, so this
+module keeps that for each provider. Where no SDK is set up when a bus is first used, one may come later, and then each
+bus's own instruments come to life by themselves: such buses, and whoever shares their provider, tell it directly.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Counter, MeterProvider, Observation
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider, Observation
 
 from . import names
 from .spans import Attributes
 
+# Durations that are kept at most.
+MOST_KEPT: Final = 100
 # Sets of attributes of one counter: as many as OpenTelemetry's SDK tells apart. What is more shares one.
 MOST_SETS: Final = 2000
 _OVERFLOW: Final[Attributes] = {"otel.metric.overflow": True}
@@ -50,6 +57,39 @@ class _Sum:
     def add(self, amount: int, /) -> None:
         with self._lock:
             self.value += amount
+
+
+class Durations(Protocol):
+    """A histogram of seconds."""
+
+    def record(self, seconds: float, attributes: Attributes, context: Context, /) -> None:
+        """One more, from any thread.
+
+        Args:
+            context: what it happened in.
+        """
+
+
+class _Kept:
+    """Durations that the SDK has not been told of."""
+
+    __slots__ = ("_histogram", "_pending")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._pending: deque[tuple[float, Attributes, Context]] = deque()
+
+    def record(self, seconds: float, attributes: Attributes, context: Context, /) -> None:
+        self._pending.append((seconds, attributes, context))
+        if len(self._pending) >= MOST_KEPT:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the SDK; two threads at once share the work."""
+        record, pending = self._histogram.record, self._pending
+        with suppress(IndexError):  # all are told
+            while True:
+                record(*pending.popleft())
 
 
 class Tally:
@@ -95,27 +135,63 @@ class _DirectCount:
         self._counter.add(amount, self._attributes)
 
 
+class _Provided:
+    """What is kept for one provider."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[str, Tally] = {}
+        self._kept: dict[str, _Kept] = {}
+
+    def tally(self, name: str, description: str, meter: Meter) -> Tally:
+        if name not in self._tallies:
+            tally = self._tallies[name] = Tally()
+
+            def observe(options: CallbackOptions) -> Iterable[Observation]:
+                self.tell()  # callbacks come first in a collection: what is told now is in it
+                return tally.observe(options)
+
+            meter.create_observable_counter(name, [observe], unit="{message}", description=description)
+        return self._tallies[name]
+
+    def kept(self, name: str, description: str, meter: Meter) -> _Kept:
+        if name not in self._kept:
+            self._kept[name] = _Kept(_histogram(name, description, meter))
+        return self._kept[name]
+
+    def tell(self) -> None:
+        for kept in tuple(self._kept.values()):
+            kept.tell()
+
+
 _lock: Final = threading.Lock()
-_tallies: Final[WeakKeyDictionary[MeterProvider, dict[str, Tally]]] = WeakKeyDictionary()
-_counted_directly: Final[set[bool]] = set()  # holds something once the global provider's counters are counted directly
+_provided: Final[WeakKeyDictionary[MeterProvider, _Provided]] = WeakKeyDictionary()
+_told_directly: Final[set[bool]] = set()  # holds something once the global provider's SDK is told directly
 
 
-def counts(name: str, description: str, *, provider: MeterProvider | None) -> Counts:
-    """The counter of messages called ``name``, of a provider; None for the global one."""
+def instruments(
+    provider: MeterProvider | None, sums: tuple[str, str], durations: tuple[str, str]
+) -> tuple[Counts, Durations]:
+    """A counter of messages and a histogram of seconds, each given as its name and description.
+
+    Args:
+        provider: whose they are; None for the global one.
+    """
     own = metrics.get_meter_provider() if provider is None else provider
+    meter = metrics.get_meter(names.INSTRUMENTATION_NAME, meter_provider=provider)
     with _lock:
         is_global = own is metrics.get_meter_provider()
-        ready = not type(own).__module__.startswith(
-            "opentelemetry.metrics"
-        )  # the API's own wait for an SDK, or do nothing
+        ready = not type(own).__module__.startswith("opentelemetry.metrics")  # the API's own wait for an SDK
         if is_global and not ready:
-            _counted_directly.add(True)
-        if not ready or (is_global and _counted_directly):
-            meter = metrics.get_meter(names.INSTRUMENTATION_NAME, meter_provider=provider)
-            return _Direct(meter.create_counter(name, unit="{message}", description=description))
-        tallies = _tallies.setdefault(own, {})
-        if name not in tallies:
-            tally = tallies[name] = Tally()
-            meter = own.get_meter(names.INSTRUMENTATION_NAME)
-            meter.create_observable_counter(name, [tally.observe], unit="{message}", description=description)
-        return tallies[name]
+            _told_directly.add(True)
+        if not ready or (is_global and _told_directly):
+            name, description = sums
+            counter = meter.create_counter(name, unit="{message}", description=description)
+            return _Direct(counter), _histogram(*durations, meter)
+        shared = _provided.setdefault(own, _Provided())
+        return shared.tally(*sums, meter), shared.kept(*durations, meter)
+
+
+def _histogram(name: str, description: str, meter: Meter) -> Histogram:
+    return meter.create_histogram(
+        name, unit="s", description=description, explicit_bucket_boundaries_advisory=list(names.DURATION_BUCKETS)
+    )

@@ -106,7 +106,6 @@ class Telemetry:
                 self._common[names.ATTR_SERVER_PORT] = server[1]
         self.sends = Sends(
             self.tracer,
-            meter,
             self._common,
             sampled=sampled,
             send_baggage=send_baggage,
