@@ -223,4 +223,4 @@ def addition(outgoing: Outgoing, correlation_id: str, sending: Sending, service:
 
 
 def _is_open(reply: Any) -> bool:
-    return isinstance(reply, ConnectionLost) or driver.is_transient(reply)
+    return isinstance(reply, Exception) and (isinstance(reply, ConnectionLost) or driver.is_transient(reply))
