@@ -50,7 +50,7 @@ class _Sum:
     __slots__ = ("_lock", "attributes", "value")
 
     def __init__(self, attributes: Attributes) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or finalizer may publish, too
         self.attributes = attributes
         self.value = 0
 
@@ -96,7 +96,7 @@ class Tally:
     """Counts of one counter, for an observable instrument to read."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or finalizer may publish, too
         self._sums: dict[frozenset[tuple[str, Any]], _Sum] = {}
 
     def of(self, attributes: Attributes) -> _Sum:

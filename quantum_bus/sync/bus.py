@@ -135,7 +135,7 @@ class EventBus:
         self._consumers: list[Consumer] = []
         self._paused: set[SubscriberConfig] = set()
         self._state = State.NEW
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
         self._counted = _Counted(self.config.service)
         self._heartbeat: Heartbeat | None = None
         self._begun = False
@@ -510,7 +510,7 @@ class _Counted:
 
     def __init__(self, service: str) -> None:
         self._service = service
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._count = 0
         self._closed = False
         self._awaited = False
