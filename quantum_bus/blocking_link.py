@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -19,6 +18,7 @@ from redis.connection import ConnectionInterface
 from redis.exceptions import RedisError
 
 from . import driver, streams
+from .blocking_wire import Wire, over
 from .errors import ConnectionLost, QuantumBusError
 from .streams import Command
 
@@ -26,10 +26,11 @@ Reply = Any
 
 
 class _Request:
-    __slots__ = ("abandoned", "commands", "error", "leads", "replies", "wake", "written_at")
+    __slots__ = ("abandoned", "error", "expected", "leads", "packed", "replies", "wake", "written_at")
 
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self.commands = commands
+    def __init__(self, packed: bytes, expected: int) -> None:
+        self.packed = packed
+        self.expected = expected
         self.replies: list[Reply] = []
         self.error: QuantumBusError | None = None
         self.wake: threading.Event | None = None
@@ -39,7 +40,7 @@ class _Request:
 
     @property
     def done(self) -> bool:
-        return self.error is not None or len(self.replies) == len(self.commands)
+        return self.error is not None or len(self.replies) == self.expected
 
 
 class Link:
@@ -61,6 +62,7 @@ class Link:
         self._led = False
         self._closed = False
         self._connection: ConnectionInterface | None = None
+        self._wire: Wire | None = None
         self.client_id: int | None = None
 
     def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
@@ -76,7 +78,23 @@ class Link:
             ConnectionLost: no reply came; the commands may have been carried out if they were written.
             ConfigurationError: Redis refused the credentials.
         """
-        request = _Request(commands)
+        replies = self.ask(streams.pack(commands), len(commands), timeout=timeout)
+        for index, reply in enumerate(replies):
+            if (
+                type(reply) is not bytes
+                and driver.is_no_script(reply)
+                and (text := streams.as_text(commands[index])) is not None
+            ):
+                replies[index] = self.execute(text, timeout=timeout)[0]
+        return replies
+
+    def ask(self, packed: bytes, expected: int, *, timeout: float | None = None) -> list[Reply]:
+        """As :meth:`execute`, for commands that are packed already, and none of which calls a script by its digest.
+
+        Args:
+            expected: how many commands that are.
+        """
+        request = _Request(packed, expected)
         deadline = monotonic() + (self._timeout if timeout is None else timeout)
         with self._lock:
             if self._closed:
@@ -89,19 +107,21 @@ class Link:
             request.wake.wait(max(0.0, deadline - monotonic()))
         if request.leads:
             self._lead(request, deadline)
+        if not request.done:
+            self._give_up(request)
+        if request.error is None:
+            return request.replies
+        if not request.replies:
+            raise request.error
+        return request.replies + [request.error] * (expected - len(request.replies))
+
+    def _give_up(self, request: _Request) -> None:
         with self._lock:
             if not request.done:
                 request.abandoned = True
                 if request.leads:  # named in the moment of giving up
                     self._hand_over()
                 raise ConnectionLost(f"Redis at {self._where} did not answer in time")
-        if request.error is not None and not request.replies:
-            raise request.error
-        replies = request.replies + [request.error] * (len(commands) - len(request.replies))
-        for index, reply in enumerate(replies):
-            if driver.is_no_script(reply) and (text := streams.as_text(commands[index])) is not None:
-                replies[index] = self.execute(text, timeout=timeout)[0]
-        return replies
 
     def execute_one(self, command: Command, *, timeout: float | None = None) -> Reply:
         """As :meth:`execute`, for one command."""
@@ -117,7 +137,7 @@ class Link:
         with self._lock:
             self._closed = True
             self._fail(ConnectionLost("the bus has closed its connection"))
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._wire = self._connection, None, None
         if connection is not None:
             connection.disconnect()  # replies may be outstanding: nobody else may read them
             self._pool.release(connection)
@@ -152,30 +172,26 @@ class Link:
 
     def _write(self) -> None:
         """Write what waits; whoever has given up before this moment is passed by."""
-        connection = self._connected()
+        wire = self._connected()
+        now = monotonic()
         with self._lock:
             taken = [request for request in self._waiting if not request.abandoned]
             self._waiting.clear()
             self._written.extend(taken)
-        packed = streams.pack(command for request in taken for command in request.commands)
-        now = monotonic()
         for request in taken:
             request.written_at = now
-        connection.send_packed_command([packed], check_health=False)
+        wire.write(b"".join([request.packed for request in taken]))
 
     def _read(self, deadline: float) -> bool:
         """Read the next reply; whether it came before ``deadline``."""
         with self._lock:  # close() may come from another thread at any moment
-            connection = self._connection
-            if connection is None or not self._written:
+            wire = self._wire
+            if wire is None or not self._written:
                 raise ConnectionLost("the bus has closed its connection")
             current = self._written[0]
         dead_at = current.written_at + self._timeout
-        patience = max(0.001, min(deadline, dead_at) - monotonic())
         try:
-            reply = connection.read_response(disable_decoding=True, timeout=patience, disconnect_on_error=False)
-        except driver.REFUSALS as refusal:
-            reply = refusal
+            reply = wire.reply(max(0.001, min(deadline, dead_at) - monotonic()))
         except driver.TIMEOUT_ERROR as error:
             if monotonic() >= dead_at:
                 raise ConnectionLost(f"Redis at {self._where} has not answered for {self._timeout:g} s") from error
@@ -190,22 +206,26 @@ class Link:
                     current.wake.set()
         return True
 
-    def _connected(self) -> ConnectionInterface:
+    def _connected(self) -> Wire:
+        if self._wire is not None:
+            return self._wire
         try:
             if self._connection is None:
                 driver.check_free(self._pool)
                 self._connection = self._pool.get_connection()
             else:
-                self._connection.connect()  # does nothing where it stands
+                self._connection.connect()
         except driver.CONNECTION_ERRORS as error:
             raise driver.connect_error(error, self._where) from error
         assert self._connection is not None
-        return self._connection
+        self._wire = over(self._connection)
+        return self._wire
 
     def _break(self, error: QuantumBusError) -> None:
         """The connection is gone, and with it every reply that was due."""
         with self._lock:
             self.client_id = None  # of a connection that is no more: nobody may be unblocked by it
+            self._wire = None
             if self._connection is not None:
                 self._connection.disconnect()
             self._fail(error)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -32,12 +32,11 @@ from .config import (
     SubscriberConfig,
     TraceMode,
     check_replicas,
-    check_stream,
     check_timeout,
     masked_url,
 )
 from .consumer import Consumer, Process
-from .envelope import Event
+from .envelope import Event, checked, prepare
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
 from .heartbeat import Heartbeat, Lease, patience
@@ -45,6 +44,7 @@ from .link import Link
 from .publisher import Publisher
 from .readiness import Health
 from .receipt import Receipt
+from .stream_names import StreamNames
 from .subscriptions import Subscriptions
 from .telemetry import Telemetry
 
@@ -147,6 +147,7 @@ class EventBus:
             )
         self._client = client
         self._owns_client = client is None
+        self._names = StreamNames(self.config.prefix)
         self._middleware: list[Middleware] = []
         for item in middleware:
             self.add_middleware(item)
@@ -164,8 +165,7 @@ class EventBus:
         self._stop_requested: asyncio.Event | None = None
         self._heartbeat: Heartbeat | None = None
         self._beating: asyncio.Task[None] | None = None
-        self._publishing = 0
-        self._published: asyncio.Event | None = None
+        self._counted = _Counted()
 
     # --- what to do ------------------------------------------------------------------------------
 
@@ -341,21 +341,18 @@ class EventBus:
             PublishError: Redis refused it otherwise, or each time until ``timeout``; not stored.
             BusClosed: the bus was stopped.
         """
-        check_stream(stream)
-        check_timeout(timeout)
-        check_replicas(wait_replicas)
-        item = Event(
-            payload,
-            event=event,
-            key=key,
-            correlation_id=correlation_id,
-            message_id=message_id,
-            headers=headers,
-            stream=self.config.prefix + stream,
-            delay=delay,
-            dedupe=dedupe,
-        )
-        return await self._publish(item, timeout, wait_replicas)
+        name = self._names.full(stream)
+        if timeout is not options.DEFAULT_PUBLISH_TIMEOUT:
+            check_timeout(timeout)
+        if wait_replicas is not None:
+            check_replicas(wait_replicas)
+        given = (payload, event, key, correlation_id, message_id, headers)
+        if self._middleware:
+            return await self._wrapped(Event(*given, name, delay, dedupe), timeout, wait_replicas)
+        publisher = self._open()
+        outgoing = checked(name, *given, delay, dedupe, self.config.max_payload_bytes)
+        with self._counted:
+            return await publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
 
     async def publish_many(
         self,
@@ -382,54 +379,47 @@ class EventBus:
                 items before it where there is middleware, which sees one after the other.
             BusClosed: the bus was stopped.
         """
-        check_stream(stream)
+        name = self._names.full(stream)
         check_timeout(timeout)
         check_replicas(wait_replicas)
-        name = self.config.prefix + stream
-        events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         publisher = self._open()
         if not self._middleware:
-            with self._counted():
-                return await publisher.publish_many(name, events, timeout=timeout, wait_replicas=wait_replicas)
+            limit = self.config.max_payload_bytes
+            outgoing = [
+                prepare(item if isinstance(item, Event) else Event(item), max_payload_bytes=limit, stream=name)
+                for item in items
+            ]
+            with self._counted:
+                return await publisher.publish_many(name, outgoing, timeout=timeout, wait_replicas=wait_replicas)
+        events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         results: list[Receipt | PublishError] = []
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         for item in events:  # one after the other: middleware may take its time, and the order is promised
             try:
-                results.append(await self._publish(item, max(0.001, deadline - loop.time()), wait_replicas))
+                results.append(await self._wrapped(item, max(0.001, deadline - loop.time()), wait_replicas))
             except PublishError as error:
                 results.append(error)
         return results
 
-    async def _publish(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
+    async def _wrapped(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
+        """Publish behind the middleware."""
         publisher = self._open()
 
         async def innermost(item: Event) -> Receipt:
-            return await publisher.publish(item, timeout=timeout, wait_replicas=wait_replicas)
+            outgoing = prepare(item, max_payload_bytes=self.config.max_payload_bytes)
+            return await publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
 
-        with self._counted():
+        with self._counted:
             receipt = await self._wrap(innermost)(event)
         if not isinstance(receipt, Receipt):
             raise ConfigurationError("a middleware did not return the receipt; write return await call_next(event)")
         return receipt
 
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        """A publish under way, for :meth:`stop` to wait for."""
-        self._publishing += 1
-        try:
-            yield
-        finally:
-            self._publishing -= 1
-            if not self._publishing and self._published is not None:
-                self._published.set()
-
     async def _publishes_done(self, deadline: float) -> None:
-        if self._publishing:
-            self._published = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._published.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._counted.none()
 
     def _wrap(self, innermost: Process) -> Process:
         """``innermost`` behind the middleware, the first one outermost."""
@@ -751,6 +741,30 @@ class EventBus:
             self._threads.shutdown(wait=False, cancel_futures=True)
         if self._owns_client and self._client is not None:
             await self._client.aclose()
+
+
+class _Counted:
+    """Publishes under way, for :meth:`EventBus.stop` to wait for; each enters it for its time."""
+
+    __slots__ = ("_count", "_none")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none: asyncio.Event | None = None
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count and self._none is not None:
+            self._none.set()
+
+    async def none(self) -> None:
+        """Wait until none is under way."""
+        if self._count:
+            self._none = asyncio.Event()
+            await self._none.wait()
 
 
 def _around(middleware: Middleware, inner: Process) -> Process:

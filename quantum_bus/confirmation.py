@@ -20,8 +20,8 @@ from .config import BusConfig
 from .envelope import Outgoing, encode
 from .errors import ConnectionLost, NotDurable, PublishError, PublishTimeout
 from .receipt import Receipt
+from .sending import Sending
 from .streams import Command
-from .telemetry import Sending
 
 # Entries written by one request: what comes after waits its turn like any other request.
 CHUNK: Final = 500
@@ -42,17 +42,25 @@ class Confirmation:
     Args:
         wait_replicas: how many replicas have to confirm; None for none. The commands then end with a WAIT, which
             belongs on the connection that wrote them, and blocks it.
+        commands: the additions, where they are made already.
     """
 
     def __init__(
-        self, outgoing: Sequence[Outgoing], sending: Sending, config: BusConfig, *, wait_replicas: int | None = None
+        self,
+        outgoing: Sequence[Outgoing],
+        sending: Sending,
+        config: BusConfig,
+        *,
+        wait_replicas: int | None = None,
+        commands: list[Command] | None = None,
     ) -> None:
         self._outgoing = outgoing
         self._sending = sending
-        if config.index is None:
-            self._commands = [_command(item, sending, config.service) for item in outgoing]
-        else:
-            self._commands = [_indexed_command(item, sending, config.service, config.index) for item in outgoing]
+        if commands is None and config.index is None:
+            commands = [addition(item, sending.correlation_id(item), sending, config.service) for item in outgoing]
+        elif commands is None:
+            commands = [_indexed_addition(item, sending, config.service, config.index) for item in outgoing]
+        self._commands = commands
         self._replies: list[Any] = [None] * len(outgoing)
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
@@ -202,15 +210,9 @@ class Confirmation:
         return result
 
 
-def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
-    correlation_id = sending.correlation_id(outgoing)
-    fields = encode(
-        outgoing,
-        correlation_id=correlation_id,
-        context=sending.context,
-        baggage=sending.baggage,
-        service=service,
-    )
+def addition(outgoing: Outgoing, correlation_id: str, sending: Sending, service: str) -> Command:
+    """The command that adds a message: XADD, or the script where it is to come later, or once."""
+    fields = encode(outgoing, correlation_id=correlation_id, carried=sending.carried, service=service)
     if not outgoing.delay_ms and not outgoing.dedupe_ms:
         return streams.add(outgoing.stream, fields)
     return streams.add_with_care(
@@ -223,13 +225,14 @@ def _command(outgoing: Outgoing, sending: Sending, service: str) -> Command:
     )
 
 
-def _indexed_command(outgoing: Outgoing, sending: Sending, service: str, seconds: float) -> Command:
-    """As :func:`_command`, and the flow's index knows it."""
+def _indexed_addition(outgoing: Outgoing, sending: Sending, service: str, seconds: float) -> Command:
+    """As :func:`addition`, and the flow's index knows it."""
     from . import flow_index  # a bus without an index starts without it
 
+    correlation_id = sending.correlation_id(outgoing)
     return flow_index.indexed(
-        _command(outgoing, sending, service),
-        correlation_id=sending.correlation_id(outgoing),
+        addition(outgoing, correlation_id, sending, service),
+        correlation_id=correlation_id,
         message_id=outgoing.message_id,
         seconds=seconds,
         now_ms=time.time_ns() // 1_000_000,
@@ -237,4 +240,4 @@ def _indexed_command(outgoing: Outgoing, sending: Sending, service: str, seconds
 
 
 def _is_open(reply: Any) -> bool:
-    return isinstance(reply, ConnectionLost) or driver.is_transient(reply)
+    return isinstance(reply, Exception) and (isinstance(reply, ConnectionLost) or driver.is_transient(reply))

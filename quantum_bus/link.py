@@ -1,9 +1,10 @@
 """One connection to Redis that many coroutines share.
 
-Requests that are made while one is under way are written together when it is answered, so that concurrent publishes
-share round trips; replies come back in order. redis-py opens the connection (TLS, ACL users, Sentinel and Unix sockets
-stay its business); its client layer, and with it its retries, is passed by. Nothing of what is done here is seen by
-opentelemetry-instrumentation-redis, which instruments that layer: the bus makes its own spans.
+What is asked for within one turn of the event loop is written together, so that concurrent publishes share round trips;
+replies come back in order, and all that arrive together are given to their callers in one pass. redis-py opens the
+connection (TLS, ACL users, Sentinel and Unix sockets stay its business); its client layer, and with it its retries, is
+passed by. Nothing of what is done here is seen by opentelemetry-instrumentation-redis, which instruments that layer:
+the bus makes its own spans.
 
 A request cancelled before it is written is never written. One cancelled later may have been carried out; its reply is
 read and dropped, and the connection goes on.
@@ -14,37 +15,41 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from . import driver, streams
+from . import driver, streams, wire
 from .errors import ConnectionLost, QuantumBusError
 from .streams import Command
 
 Reply = Any
 """A reply as bytes, int, list or None; or, where it said no, one of ``driver.REFUSALS``; or a ``ConnectionLost``."""
 
-# Commands written in one go: bounds what a broken connection leaves in doubt, and how long the first one waits.
-MAX_WRITTEN_TOGETHER: Final = 1_000
+# Commands under way at once: bounds what a broken connection leaves in doubt, and how long the next one waits.
+MAX_UNANSWERED: Final = 1_000
 
 
 class _Request:
-    __slots__ = ("commands", "future", "timeout", "written")
+    __slots__ = ("expected", "future", "packed", "replies", "timeout", "until", "written")
 
     def __init__(
         self,
-        commands: Sequence[Command],
+        packed: bytes,
+        expected: int,
         timeout: float,
+        until: float,
         future: asyncio.Future[list[Reply]],
         written: asyncio.Event | None,
     ) -> None:
-        self.commands = commands
+        self.packed = packed
+        self.expected = expected
         self.timeout = timeout
+        self.until = until
         self.future = future
         self.written = written
+        self.replies: list[Reply] = []
 
 
 class Link:
@@ -52,7 +57,8 @@ class Link:
 
     Args:
         pool: redis-py's, of the asyncio kind.
-        timeout: seconds that a request may take once it is written, where it does not say otherwise.
+        timeout: seconds that a request may take once it is written and those before it are answered, where it does not
+            say otherwise.
         where: the server's address, for error texts.
     """
 
@@ -60,9 +66,18 @@ class Link:
         self._pool = pool
         self._timeout = timeout
         self._where = where
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: AbstractConnection | None = None
+        self._wire: wire.Wire | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._waiting: deque[_Request] = deque()
-        self._writer: asyncio.Task[None] | None = None
+        self._written: deque[_Request] = deque()
+        self._unanswered = 0
+        self._unnoticed: ConnectionLost | None = None  # of a connection that broke while nobody used it
+        self._flushing = False
+        self._progress = 0.0  # when the request at the head of what is written got there
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self.client_id: int | None = None
         """CLIENT ID of the connection, once :meth:`identify` has asked for it."""
 
@@ -79,18 +94,52 @@ class Link:
             written: set as soon as the commands are on their way.
 
         Raises:
-            ConnectionLost: no reply came; the commands may have been carried out if they were written.
+            ConnectionLost: no reply came; the commands may have been carried out if they were written. Also of a
+                connection that broke since the last request: who reads over it has to know that it is another one now.
             ConfigurationError: Redis refused the credentials.
         """
-        future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(commands, self._timeout if timeout is None else timeout, future, written))
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
-        replies = await future
+        if self._unnoticed is not None:
+            lost, self._unnoticed = self._unnoticed, None
+            raise lost
+        replies = await self.ask(streams.pack(commands), len(commands), timeout=timeout, written=written)
         for index, reply in enumerate(replies):
-            if driver.is_no_script(reply) and (text := streams.as_text(commands[index])) is not None:
+            if (
+                type(reply) is not bytes
+                and driver.is_no_script(reply)
+                and (text := streams.as_text(commands[index])) is not None
+            ):
                 replies[index] = (await self.execute(text, timeout=timeout))[0]
         return replies
+
+    def ask(
+        self,
+        packed: bytes,
+        expected: int,
+        *,
+        timeout: float | None = None,
+        until: float = math.inf,
+        written: asyncio.Event | None = None,
+    ) -> asyncio.Future[list[Reply]]:
+        """As :meth:`execute`, for commands that are packed already, and none of which calls a script by its digest.
+
+        Args:
+            expected: how many commands that are.
+            until: by the loop's clock, when the caller gives up with a ``TimeoutError``, wherever its request is then.
+                One timer serves all callers: a timeout of its own for each takes 3 µs.
+        """
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Reply]] = loop.create_future()
+        self._waiting.append(
+            _Request(packed, expected, self._timeout if timeout is None else timeout, until, future, written)
+        )
+        if until < self._timer_at:
+            self._wake_at(until)
+        if not self._flushing:
+            self._flushing = True
+            loop.call_soon(self._flush)
+        return future
 
     async def execute_one(self, command: Command, *, timeout: float | None = None) -> Reply:
         """As :meth:`execute`, for one command."""
@@ -104,88 +153,25 @@ class Link:
     @property
     def connected(self) -> bool:
         """Whether the connection stands, as far as anyone has noticed."""
-        return self._connection is not None and self._connection.is_connected
+        return self._wire is not None
 
     async def close(self) -> None:
         """Give the connection back. Requests still under way end in ``ConnectionLost``."""
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
-            self._writer = None
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
+        self._drop(ConnectionLost("the bus is closing its connection"))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)  # replies may be outstanding: nobody else may read them
             await self._pool.release(connection)
 
-    async def _write(self) -> None:
-        taken: list[_Request] = []
-        try:
-            while self._waiting:
-                taken = self._take()
-                if taken:
-                    await self._exchange(taken)
-        except QuantumBusError as error:
-            self._fail(taken, error)
-        except (*driver.CONNECTION_ERRORS, RedisError) as error:  # what is no reply at all is no connection to Redis
-            lost = ConnectionLost(
-                f"the connection to Redis at {self._where} broke: {str(error) or type(error).__name__}"
-            )
-            lost.__cause__ = error
-            self._fail(taken, lost)
-        except BaseException as error:  # close() cancels; nobody may be left waiting, whatever it is
-            closing = ConnectionLost("the bus is closing its connection")
-            closing.__cause__ = error
-            self._fail(taken, closing)
-            raise
-        finally:
-            self._writer = None
+    # --- connecting ------------------------------------------------------------------------------
 
-    def _take(self) -> list[_Request]:
-        """What is written next: requests whose caller still waits, up to the bound."""
-        taken: list[_Request] = []
-        count = 0
-        while self._waiting and count < MAX_WRITTEN_TOGETHER:
-            request = self._waiting.popleft()
-            if not request.future.done():
-                taken.append(request)
-                count += len(request.commands)
-        return taken
-
-    async def _exchange(self, requests: Sequence[_Request]) -> None:
-        connection = await self._connected()
-        packed = streams.pack(command for request in requests for command in request.commands)
-        replies: list[Reply] = []
-        current = requests[0]
-        try:
-            async with asyncio.timeout(max(request.timeout for request in requests)):
-                await connection.send_packed_command([packed], check_health=False)
-                for request in requests:
-                    if request.written is not None:
-                        request.written.set()
-                for current in requests:
-                    replies = []
-                    for _ in current.commands:
-                        replies.append(await self._reply(connection))
-                    if not current.future.done():
-                        current.future.set_result(replies)
-        except BaseException as error:
-            await connection.disconnect(nowait=True)
-            if replies and not current.future.done():
-                lost = ConnectionLost(f"the connection to Redis at {self._where} broke before this reply")
-                lost.__cause__ = error
-                current.future.set_result(replies + [lost] * (len(current.commands) - len(replies)))
-            raise
-
-    async def _reply(self, connection: AbstractConnection) -> Reply:
-        try:
-            # math.inf: the deadline is the caller's; redis-py's own would return None, which is also what nil is
-            return await connection.read_response(disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
-        except driver.REFUSALS as refusal:
-            return refusal
-
-    async def _connected(self) -> AbstractConnection:
-        if self._connection is not None and self._connection.is_connected:
-            return self._connection
+    async def _open(self) -> None:
         try:
             # redis-py bounds how long TCP may take, and not the handshake behind it
             async with asyncio.timeout(self._timeout):
@@ -193,14 +179,146 @@ class Link:
                     driver.check_free(self._pool)
                     self._connection = await self._pool.get_connection()
                 else:
+                    await self._connection.disconnect(nowait=True)
                     await self._connection.connect()
+            self._wire = wire.over(self._connection, self)
+            self._unnoticed = None
         except driver.CONNECTION_ERRORS as error:
-            raise driver.connect_error(error, self._where) from error
-        return self._connection
+            failure = driver.connect_error(error, self._where)
+            failure.__cause__ = error
+            self._drop(failure)
+        except RedisError as error:
+            self._drop(self._broken(error))
+        except BaseException as error:  # close() cancels; nobody may be left waiting, whatever it is
+            closing = ConnectionLost("the bus is closing its connection")
+            closing.__cause__ = error
+            self._drop(closing)
+            raise
+        else:
+            self._flush()
+        finally:
+            self._opening = None
 
-    def _fail(self, taken: Sequence[_Request], error: QuantumBusError) -> None:
-        """Tell everyone: those that were written, and those that wait behind them."""
-        for request in (*taken, *self._waiting):
+    def _broken(self, error: BaseException) -> ConnectionLost:
+        lost = ConnectionLost(f"the connection to Redis at {self._where} broke: {str(error) or type(error).__name__}")
+        lost.__cause__ = error
+        return lost
+
+    def _drop(self, error: QuantumBusError) -> None:
+        """The connection is of no more use. Tell everyone: whose request was written, and who waits behind them."""
+        current, self._wire = self._wire, None
+        if current is not None:
+            current.abort()
+        if self._written and self._written[0].replies:
+            self._keep_what_came(self._written.popleft(), error)
+        for request in (*self._written, *self._waiting):
             if not request.future.done():
                 request.future.set_exception(error)
+        self._written.clear()
         self._waiting.clear()
+        self._unanswered = 0
+
+    def _keep_what_came(self, request: _Request, error: QuantumBusError) -> None:
+        lost = ConnectionLost(f"the connection to Redis at {self._where} broke before this reply")
+        lost.__cause__ = error.__cause__ or error
+        if not request.future.done():
+            request.future.set_result(request.replies + [lost] * (request.expected - len(request.replies)))
+
+    # --- writing and reading ---------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Write what waits, up to the bound: requests whose caller still does."""
+        self._flushing = False
+        if not self._waiting:
+            return
+        assert self._loop is not None
+        current = self._wire
+        if current is None:
+            if self._opening is None:
+                self._opening = self._loop.create_task(self._open())
+            return
+        if current.full:
+            return
+        waiting, written = self._waiting, self._written
+        if not written:
+            self._progress = self._loop.time()
+        together: list[bytes] = []
+        count = 0
+        room = MAX_UNANSWERED - self._unanswered
+        while waiting and count < room:
+            request = waiting.popleft()
+            if not request.future.done():
+                written.append(request)
+                together.append(request.packed)
+                request.packed = b""
+                count += request.expected
+                if request.written is not None:
+                    request.written.set()
+        if count:
+            self._unanswered += count
+            current.write(together[0] if len(together) == 1 else b"".join(together), count)
+            due = self._progress + written[0].timeout
+            if due < self._timer_at:
+                self._wake_at(due)
+
+    def writable(self) -> None:
+        """The server takes bytes again."""
+        self._flush()
+
+    def took(self, replies: list[Reply]) -> None:
+        """Give replies to who asked for them."""
+        assert self._loop is not None
+        written = self._written
+        self._progress = self._loop.time()
+        self._unanswered -= len(replies)
+        for reply in replies:
+            if not written:
+                self._drop(self._broken(RedisError("a reply came that nobody had asked for")))
+                return
+            request = written[0]
+            request.replies.append(reply)
+            if len(request.replies) == request.expected:
+                written.popleft()
+                if not request.future.done():
+                    request.future.set_result(request.replies)
+        if written and (due := self._due()) < self._timer_at:  # behind one that may take longer
+            self._wake_at(due)
+        if self._waiting and not self._flushing:
+            self._flush()
+
+    def lost(self, error: BaseException) -> None:
+        """The connection is gone, and with it every reply that was due."""
+        broken = self._broken(error)
+        if not self._written and not self._waiting:
+            self._unnoticed = broken
+        self._drop(broken)
+
+    # --- deadlines -------------------------------------------------------------------------------
+
+    def _due(self) -> float:
+        """When the connection counts as dead, unless a reply comes before."""
+        return self._progress + self._written[0].timeout if self._written else math.inf
+
+    def _wake_at(self, moment: float) -> None:
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = moment
+        self._timer = self._loop.call_at(moment, self._look)
+
+    def _look(self) -> None:
+        """End what is over its time."""
+        assert self._loop is not None
+        self._timer, self._timer_at = None, math.inf
+        now = self._loop.time()
+        if self._due() <= now:
+            self._drop(self._broken(TimeoutError()))
+            return
+        soonest = self._due()
+        for request in (*self._written, *self._waiting):
+            if request.until <= now and not request.future.done():
+                request.future.set_exception(TimeoutError())
+            if not request.future.done():
+                soonest = min(soonest, request.until)
+        if soonest < math.inf:
+            self._wake_at(soonest)

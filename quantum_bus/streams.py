@@ -102,6 +102,12 @@ def pack(commands: Iterable[Command]) -> bytes:
     return b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub means a tuple of any length
 
 
+def pack_one(command: Command) -> bytes:
+    """As :func:`pack`, for one command."""
+    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # as above
+    return packed
+
+
 def entry_ids(command: Command) -> list[str]:
     """The ids that a BEGIN, BEGIN_ONCE or KEEP is about."""
     first, step = {BEGIN.sha: (2, 2), BEGIN_ONCE.sha: (6, 4), KEEP.sha: (2, 1)}[str(command[1])]

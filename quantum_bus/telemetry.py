@@ -11,25 +11,21 @@ from collections.abc import Sequence
 from functools import lru_cache
 from time import perf_counter
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TracerProvider
 
 from . import names, propagation
 from .breaker import CircuitState
 from .config import TraceMode
 from .delivery import Failure
 from .envelope import Incoming, Outgoing
-
-Attributes = dict[str, AttributeValue]
-
-# Streams whose attribute sets are kept ready; a program that makes up stream names must not fill the memory.
-CACHED_STREAMS: Final = 1024
+from .sending import Sending, Sends
+from .spans import CACHED_STREAMS, Attributes, record_failure
 
 
 class Telemetry:
@@ -57,20 +53,11 @@ class Telemetry:
         self.tracer = trace.get_tracer(names.INSTRUMENTATION_NAME, tracer_provider=tracer_provider)
         meter = metrics.get_meter(names.INSTRUMENTATION_NAME, meter_provider=meter_provider)
         buckets = list(names.DURATION_BUCKETS)
-        self.operation_duration = meter.create_histogram(
-            names.METRIC_OPERATION_DURATION,
-            unit="s",
-            description="Duration of messaging operations initiated by a producer or consumer client.",
-            explicit_bucket_boundaries_advisory=buckets,
-        )
         self.process_duration = meter.create_histogram(
             names.METRIC_PROCESS_DURATION,
             unit="s",
             description="Duration of processing operation.",
             explicit_bucket_boundaries_advisory=buckets,
-        )
-        self.sent = meter.create_counter(
-            names.METRIC_SENT, unit="{message}", description="Messages the producer attempted to send to the broker."
         )
         self.consumed = meter.create_counter(
             names.METRIC_CONSUMED, unit="{message}", description="Messages that were delivered to the application."
@@ -117,17 +104,14 @@ class Telemetry:
             self._common[names.ATTR_SERVER_ADDRESS] = server[0]
             if server[1] is not None:
                 self._common[names.ATTR_SERVER_PORT] = server[1]
-        self.send_attributes = lru_cache(CACHED_STREAMS)(self._send_attributes)
+        self.sends = Sends(
+            self.tracer,
+            self._common,
+            sampled=sampled,
+            send_baggage=send_baggage,
+            meter_provider=meter_provider,
+        )
         self.process_attributes = lru_cache(CACHED_STREAMS)(self._process_attributes)
-
-    def _send_attributes(self, stream: str) -> Attributes:
-        """What every publish to ``stream`` has in common, on spans and metrics. Not to be changed by the caller."""
-        return {
-            **self._common,
-            names.ATTR_OPERATION_NAME: names.OPERATION_SEND,
-            names.ATTR_OPERATION_TYPE: names.OPERATION_SEND,
-            names.ATTR_DESTINATION: stream,
-        }
 
     def _process_attributes(self, stream: str, group: str) -> Attributes:
         """What every handling of ``stream`` by ``group`` has in common. Not to be changed by the caller."""
@@ -175,94 +159,11 @@ class Telemetry:
 
     def sending(self, outgoing: Outgoing) -> Sending:
         """The scope of one ``publish``."""
-        return Sending(self, outgoing.stream, (outgoing,), many=False)
+        return Sending(self.sends, outgoing.stream, (outgoing,), many=False)
 
     def sending_many(self, stream: str, outgoing: Sequence[Outgoing]) -> Sending:
         """The scope of one ``publish_many``: one span, whose context every item carries."""
-        return Sending(self, stream, outgoing, many=True)
-
-
-class Sending:
-    """A publish in progress.
-
-    Attributes:
-        context: the context that goes onto the wire.
-        baggage: the ``baggage`` header that goes with it, or nothing.
-        failed: items that Redis did not take; set by the caller of a ``publish_many``.
-    """
-
-    __slots__ = ("_many", "_outgoing", "_span", "_started", "_stream", "_telemetry", "baggage", "context", "failed")
-
-    def __init__(self, telemetry: Telemetry, stream: str, outgoing: Sequence[Outgoing], *, many: bool) -> None:
-        self._telemetry = telemetry
-        self._stream = stream
-        self._outgoing = outgoing
-        self._many = many
-        self.failed = 0
-
-    def correlation_id(self, outgoing: Outgoing) -> str:
-        """The id the caller named or is in the flow of, else that of the trace this publish is in."""
-        return outgoing.correlation_id or f"{self.context.trace_id:032x}"
-
-    def sent(self, entry_id: str) -> None:
-        """Redis stored the message under this id."""
-        self._span.set_attribute(names.ATTR_ENTRY_ID, entry_id)
-
-    def __enter__(self) -> Self:
-        telemetry = self._telemetry
-        outgoing = self._outgoing[0]
-        parent = trace.get_current_span().get_span_context()
-        attributes = dict(telemetry.send_attributes(self._stream))
-        correlation_id = outgoing.correlation_id or (f"{parent.trace_id:032x}" if parent.is_valid else None)
-        if self._many:
-            attributes[names.ATTR_BATCH_COUNT] = len(self._outgoing)
-        else:
-            attributes[names.ATTR_MESSAGE_ID] = outgoing.message_id
-            attributes[names.ATTR_BODY_SIZE] = len(outgoing.data)
-            if outgoing.event is not None:
-                attributes[names.ATTR_EVENT] = outgoing.event
-        shared = correlation_id if not self._many or self._one_flow() else None
-        if shared is not None:
-            attributes[names.ATTR_CONVERSATION_ID] = shared
-        self._started = perf_counter()
-        self._span = telemetry.tracer.start_span(
-            f"{names.OPERATION_SEND} {self._stream}", kind=SpanKind.PRODUCER, attributes=attributes
-        )
-        own = self._span.get_span_context()
-        if own.is_valid and own.span_id != parent.span_id:
-            self.context = own
-            if shared is None and (not self._many or self._one_flow()):
-                self._span.set_attribute(names.ATTR_CONVERSATION_ID, f"{own.trace_id:032x}")
-        elif parent.is_valid:
-            self.context = propagation.child_of(parent)
-        else:
-            self.context = propagation.mint(outgoing.correlation_id, sampled=telemetry.sampled)
-        self.baggage = propagation.baggage_header() if telemetry.send_baggage else ""
-        return self
-
-    def _one_flow(self) -> bool:
-        first = self._outgoing[0].correlation_id
-        return all(outgoing.correlation_id == first for outgoing in self._outgoing)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
-    ) -> None:
-        telemetry = self._telemetry
-        elapsed = perf_counter() - self._started
-        attributes = telemetry.send_attributes(self._stream)
-        count = len(self._outgoing)
-        if error is not None:
-            failure = Failure.of(error)
-            attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}
-            _record_failure(self._span, failure)
-        telemetry.operation_duration.record(elapsed, attributes)
-        if self.failed and error is None:
-            self._span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
-            telemetry.sent.add(self.failed, attributes | {names.ATTR_ERROR_TYPE: "PublishError"})
-            count -= self.failed
-        if count:
-            telemetry.sent.add(count, attributes)
-        self._span.end()
+        return Sending(self.sends, stream, outgoing, many=True)
 
 
 class Handling:
@@ -372,23 +273,8 @@ class Handling:
             self._outcome = names.OUTCOME_ABANDONED
         if self._error is not None:
             attributes = attributes | {names.ATTR_ERROR_TYPE: self._error.error_type}
-            _record_failure(self._span, self._error)
+            record_failure(self._span, self._error)
         self._span.set_attribute(names.ATTR_OUTCOME, self._outcome)
         telemetry.process_duration.record(elapsed, attributes)
         telemetry.consumed.add(count, attributes)
         self._span.end()
-
-
-def _record_failure(span: Span, failure: Failure) -> None:
-    """As ``record_exception`` would, but masked and bounded."""
-    if not span.is_recording():
-        return
-    span.set_attribute(names.ATTR_ERROR_TYPE, failure.error_type)
-    span.set_status(Status(StatusCode.ERROR, failure.message))
-    event: Attributes = {
-        names.ATTR_EXCEPTION_TYPE: failure.error_type,
-        names.ATTR_EXCEPTION_MESSAGE: failure.message,
-    }
-    if failure.stack:
-        event[names.ATTR_EXCEPTION_STACK] = failure.stack
-    span.add_event(names.EXCEPTION_EVENT, event)

@@ -24,7 +24,7 @@ from .encode import Clock
 from .escape import escaped
 from .logrecord import fields_of
 from .masking import HINT, is_secret_name
-from .pipeline import RecordPipeline, level_name, message_in, micros_of
+from .pipeline import RecordPipeline, level_name, message_in
 from .plain import plain_text
 from .record import Context, Kinds, formatted, logger_context
 from .sinks import Sink
@@ -38,6 +38,7 @@ _EVENT: Final = names.LOG_EVENT
 _CORRELATION_ID: Final = names.LOG_CORRELATION_ID
 _APPEND_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _HINT = HINT.search
+_TS: Final = b'{"%b":"' % names.LOG_TS.encode()
 _DIGITS: Final = tuple(b"%03d" % number for number in range(1000))  # looked up in half the time of formatting
 # What stands between two quotes and before a colon; looked ahead, so that no match hides the next.
 _NAMES = re.compile(r'"(?=((?:[^"\\]|\\.)*)":)').findall
@@ -53,8 +54,8 @@ class JsonPipeline:
         "_kinds",
         "_limit",
         "_messages",
-        "_second",
         "_slow",
+        "_stamp",
         "_write",
         "service",
         "threshold",
@@ -68,7 +69,7 @@ class JsonPipeline:
         self._limit = limit
         self._clock = Clock()
         # Each of these is read and replaced as a whole, or only grows: right in every thread.
-        self._second = (0, b"")
+        self._stamp = (0, b"")
         self._flow: tuple[OtelContext | None, object, bytes, bytes] = (None, None, b"", b"")
         self._kinds: Kinds = {}
         self._messages: dict[object, bytes] = {}
@@ -128,18 +129,17 @@ class JsonPipeline:
             if kinds is None:
                 kinds = self._kinds
             now = micros or time_ns() // 1000
-            start, second = self._second
+            start, stamp = self._stamp
             since = now - start
-            if not 0 <= since < 1_000_000:
-                start, second = self._turn(now)
+            if not 0 <= since < 1000:
+                start, stamp = self._turn(now)
                 since = now - start
 
             if ordinary and message is not None:
                 line = b"".join(
                     (
-                        second,
-                        _DIGITS[since // 1000],
-                        _DIGITS[since % 1000],
+                        stamp,
+                        _DIGITS[since],
                         kinds[level][event],
                         flow,
                         message,
@@ -167,7 +167,7 @@ class JsonPipeline:
             if not record.exc_info and not record.stack_info:
                 msg, args = message_in(record)
                 context = logger_context(record.name)
-                self.emit(record.levelno, context, msg, args, fields_of(record), micros_of(record))
+                self.emit(record.levelno, context, msg, args, fields_of(record), round(record.created * 1_000_000))
                 return
         except Exception:  # noqa: BLE001 - a record with a hostile attribute
             self._slow.emit_stdlib(record)
@@ -191,10 +191,9 @@ class JsonPipeline:
         self._slow.after_fork()
 
     def _turn(self, now: int) -> tuple[int, bytes]:
-        """Begin another second."""
-        text = self._clock.stamp(now)[:-7]
-        self._second = now // 1_000_000 * 1_000_000, b'{"%b":"%b' % (names.LOG_TS.encode(), text)
-        return self._second
+        """Begin another millisecond."""
+        self._stamp = now // 1000 * 1000, _TS + self._clock.stamp(now)[:-4]
+        return self._stamp
 
     def _enter(self, current: OtelContext, correlation_id: object) -> tuple[bytes, bytes]:
         """Note another flow or OpenTelemetry context; contexts are immutable, so one object stands for one span."""

@@ -26,7 +26,10 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
     if len(attributes) == _COUNT:
         return {}
     # LogRecord sets its own attributes first, so what was added stands behind them.
-    return {name: value for name, value in islice(attributes.items(), _COUNT, None) if name not in _NOT_FIELDS}
+    fields = dict(islice(attributes.items(), _COUNT, None))
+    if not _NOT_FIELDS.isdisjoint(fields):
+        return {name: value for name, value in fields.items() if name not in _NOT_FIELDS}
+    return fields
 
 
 def as_extra(fields: Mapping[str, object]) -> dict[str, object]:

@@ -23,13 +23,13 @@ class StdlibHandler(logging.Handler):
                 return False
             if isinstance(kept, logging.LogRecord):  # Python 3.12: a filter may replace it
                 record = kept
-        self.emit(record)
+        if record.name == _WARNINGS_LOGGER:
+            record = _warning(record)
+        active.pipeline.emit_stdlib(record)
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        if record.name == _WARNINGS_LOGGER:
-            record = _warning(record)
+        """Write one record, filters aside."""
         active.pipeline.emit_stdlib(record)
 
 

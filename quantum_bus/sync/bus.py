@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -33,15 +33,15 @@ from quantum_bus.config import (
     SubscriberConfig,
     TraceMode,
     check_replicas,
-    check_stream,
     check_timeout,
     masked_url,
 )
-from quantum_bus.envelope import Event
+from quantum_bus.envelope import Event, checked, prepare
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
+from quantum_bus.stream_names import StreamNames
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
 
@@ -119,6 +119,7 @@ class EventBus:
             )
         self._owns_client = client is None
         self._client = self._connect_later() if client is None else client
+        self._names = StreamNames(self.config.prefix)
         self._middleware: list[Middleware] = []
         for item in middleware:
             self.add_middleware(item)
@@ -135,9 +136,9 @@ class EventBus:
         self._consumers: list[Consumer] = []
         self._paused: set[SubscriberConfig] = set()
         self._state = State.NEW
-        self._changed = threading.Condition()
+        self._changing = threading.RLock()
+        self._counted = _Counted(self.config.service)
         self._heartbeat: Heartbeat | None = None
-        self._publishing = 0
         self._begun = False
         self._stop_requested = threading.Event()
 
@@ -243,21 +244,17 @@ class EventBus:
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> Receipt:
         """Add a message to a stream; returns when Redis has confirmed it. See :meth:`quantum_bus.EventBus.publish`."""
-        check_stream(stream)
-        check_timeout(timeout)
-        check_replicas(wait_replicas)
-        item = Event(
-            payload,
-            event=event,
-            key=key,
-            correlation_id=correlation_id,
-            message_id=message_id,
-            headers=headers,
-            stream=self.config.prefix + stream,
-            delay=delay,
-            dedupe=dedupe,
-        )
-        return self._publish(item, timeout, wait_replicas)
+        name = self._names.full(stream)
+        if timeout is not options.DEFAULT_PUBLISH_TIMEOUT:
+            check_timeout(timeout)
+        if wait_replicas is not None:
+            check_replicas(wait_replicas)
+        given = (payload, event, key, correlation_id, message_id, headers)
+        if self._middleware:
+            return self._wrapped(Event(*given, name, delay, dedupe), timeout, wait_replicas)
+        with self._counted:
+            outgoing = checked(name, *given, delay, dedupe, self.config.max_payload_bytes)
+            return self._publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
 
     def publish_many(
         self,
@@ -268,45 +265,39 @@ class EventBus:
         timeout: float = options.DEFAULT_PUBLISH_TIMEOUT,
     ) -> list[Receipt | PublishError]:
         """Add messages to a stream, in order; see :meth:`quantum_bus.EventBus.publish_many`."""
-        check_stream(stream)
+        name = self._names.full(stream)
         check_timeout(timeout)
         check_replicas(wait_replicas)
-        name = self.config.prefix + stream
-        events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         if not self._middleware:
-            with self._counted():
-                return self._publisher.publish_many(name, events, timeout=timeout, wait_replicas=wait_replicas)
+            limit = self.config.max_payload_bytes
+            with self._counted:
+                outgoing = [
+                    prepare(item if isinstance(item, Event) else Event(item), max_payload_bytes=limit, stream=name)
+                    for item in items
+                ]
+                return self._publisher.publish_many(name, outgoing, timeout=timeout, wait_replicas=wait_replicas)
+        events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
         results: list[Receipt | PublishError] = []
         deadline = time.monotonic() + timeout
         for item in events:
             try:
-                results.append(self._publish(item, max(0.001, deadline - time.monotonic()), wait_replicas))
+                results.append(self._wrapped(item, max(0.001, deadline - time.monotonic()), wait_replicas))
             except PublishError as error:
                 results.append(error)
         return results
 
-    def _publish(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
-        with self._counted():
-            receipt = self._wrap(
-                lambda item: self._publisher.publish(item, timeout=timeout, wait_replicas=wait_replicas)
-            )(event)
+    def _wrapped(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
+        """Publish behind the middleware."""
+
+        def innermost(item: Event) -> Receipt:
+            outgoing = prepare(item, max_payload_bytes=self.config.max_payload_bytes)
+            return self._publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
+
+        with self._counted:
+            receipt = self._wrap(innermost)(event)
         if not isinstance(receipt, Receipt):
             raise ConfigurationError("a middleware did not return the receipt; write return call_next(event)")
         return receipt
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        """A publish under way, for :meth:`stop` to wait for."""
-        with self._changed:
-            if self._state is State.CLOSED:
-                raise BusClosed(f"the bus of {self.config.service} is stopped; make a new EventBus")
-            self._publishing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._publishing -= 1
-                self._changed.notify_all()
 
     def _wrap(self, innermost: Process) -> Process:
         """``innermost`` behind the middleware, the first one outermost."""
@@ -333,7 +324,7 @@ class EventBus:
 
     def start(self) -> None:
         """Connect, make the groups, and begin to handle messages. No signal handlers."""
-        with self._changed:
+        with self._changing:
             if self._state is State.RUNNING:
                 return
             if self._state is not State.NEW:
@@ -400,7 +391,7 @@ class EventBus:
             timeout: seconds that running handlers and publishes have. Threads cannot be stopped: a handler that is not
                 done then is left behind, and its messages stay pending in Redis.
         """
-        with self._changed:
+        with self._changing:
             if self._state in (State.CLOSED, State.STOPPING):
                 return
             self._state = State.STOPPING
@@ -410,8 +401,7 @@ class EventBus:
             for consumer in self._consumers:
                 consumer.stop_reading(deadline)
             abandoned = sum(consumer.drain(deadline) for consumer in self._consumers)
-            with self._changed:
-                self._changed.wait_for(lambda: not self._publishing, max(0.0, deadline - time.monotonic()))
+            self._counted.wait(max(0.0, deadline - time.monotonic()))
             if abandoned:
                 journal.abandoned(abandoned, timeout)
         finally:
@@ -463,7 +453,7 @@ class EventBus:
     def health(self, *, ask_redis: bool = True) -> Health:
         """What this bus knows of itself; see :meth:`quantum_bus.EventBus.health`."""
         fault = self._redis_fault() if ask_redis else None
-        with self._changed:
+        with self._changing:
             state, begun = self._state, self._begun
         beats = self._heartbeat is None or self._heartbeat.alive or state is not State.RUNNING
         return Health(
@@ -505,8 +495,9 @@ class EventBus:
         return self._new_link(math.inf)
 
     def _close(self) -> None:
-        with self._changed:
+        with self._changing:
             self._state = State.CLOSED
+        self._counted.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         for consumer in self._consumers:
@@ -515,6 +506,40 @@ class EventBus:
         self._link.close()
         if self._owns_client:
             self._client.close()
+
+
+class _Counted:
+    """Publishes under way, for :meth:`EventBus.stop` to wait for; each enters it for its time."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._changed = threading.Condition()
+        self._count = 0
+        self._closed = False
+        self._awaited = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if self._closed:
+                raise BusClosed(f"the bus of {self._service} is stopped; make a new EventBus")
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._count -= 1
+            if self._awaited:
+                self._changed.notify_all()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until none is under way."""
+        with self._changed:
+            self._awaited = True
+            self._changed.wait_for(lambda: not self._count, timeout)
+
+    def close(self) -> None:
+        """Let no more in."""
+        with self._changed:
+            self._closed = True
 
 
 class _Hurried(BaseException):

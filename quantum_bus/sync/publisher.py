@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from quantum_bus import streams
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import BusConfig
-from quantum_bus.confirmation import LANES, Confirmation
-from quantum_bus.envelope import Event, prepare
+from quantum_bus.confirmation import LANES, Confirmation, addition
+from quantum_bus.envelope import Outgoing
 from quantum_bus.errors import ConnectionLost, PublishError
 from quantum_bus.receipt import Receipt
 from quantum_bus.telemetry import Telemetry
@@ -88,34 +89,58 @@ class Publisher:
         self._link = link
         self._lanes = Lanes(new_link)
         self._telemetry = telemetry
+        self._indexes = config.index is not None
 
     def close(self) -> None:
         """Close the connections that were made here; not the shared one."""
         self._lanes.close()
 
-    def publish(self, event: Event, *, timeout: float, wait_replicas: int | None = None) -> Receipt:
+    def publish(self, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None) -> Receipt:
         """Add one event; errors as over asyncio."""
-        outgoing = prepare(event, max_payload_bytes=self._config.max_payload_bytes)
         with self._telemetry.sending(outgoing) as sending:
-            confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
-            self._confirm(confirmation, timeout)
+            deadline = time.monotonic() + timeout
+            pause = 0.0
+            if wait_replicas or outgoing.delay_ms or outgoing.dedupe_ms or self._indexes:
+                confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
+            else:
+                # as over asyncio: almost always the first try is all
+                correlation_id = sending.correlation_id(outgoing)
+                command = addition(outgoing, correlation_id, sending, self._config.service)
+                try:
+                    (reply,) = self._link.ask(streams.pack_one(command), 1, timeout=timeout)
+                except ConnectionLost as error:
+                    reply = error
+                if type(reply) is bytes:
+                    entry_id = reply.decode()
+                    sending.sent(entry_id)
+                    return Receipt(entry_id, outgoing.message_id, correlation_id, outgoing.stream)
+                confirmation = Confirmation((outgoing,), sending, self._config, commands=[command])
+                confirmation.commands(timeout)
+                if isinstance(reply, ConnectionLost):
+                    pause = confirmation.lost(reply)
+                else:
+                    pause = confirmation.answered((reply,))
+            self._confirm(confirmation, deadline, timeout, pause)
             return confirmation.result()
 
     def publish_many(
-        self, stream: str, events: Sequence[Event], *, timeout: float, wait_replicas: int | None = None
+        self, stream: str, outgoing: Sequence[Outgoing], *, timeout: float, wait_replicas: int | None = None
     ) -> list[Receipt | PublishError]:
         """Add events to one stream, in order, under one span; one result for each, in order."""
-        if not events:
+        if not outgoing:
             return []
-        outgoing = [prepare(event, max_payload_bytes=self._config.max_payload_bytes) for event in events]
         with self._telemetry.sending_many(stream, outgoing) as sending:
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
-            self._confirm(confirmation, timeout)
+            self._confirm(confirmation, time.monotonic() + timeout, timeout, 0.0)
             return confirmation.results()
 
-    def _confirm(self, confirmation: Confirmation, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    def _confirm(self, confirmation: Confirmation, deadline: float, timeout: float, pause: float) -> None:
+        """Try until everything is answered, or the deadline; first after a pause, where one try was made already."""
         while confirmation.unfinished:
+            if pause and confirmation.gives_up(deadline - time.monotonic() - pause, timeout):
+                return
+            if pause:
+                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             left = deadline - time.monotonic()
             if left <= 0:
                 return  # what is not confirmed by now counts as timed out
@@ -129,7 +154,3 @@ class Publisher:
                 pause = confirmation.answered(replies)
             except ConnectionLost as error:
                 pause = confirmation.lost(error)
-            if pause and confirmation.gives_up(deadline - time.monotonic() - pause, timeout):
-                return
-            if pause:
-                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))

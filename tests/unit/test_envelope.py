@@ -25,6 +25,7 @@ from quantum_bus.envelope import (
     Event,
     Incoming,
     Outgoing,
+    carried,
     decode,
     dumps,
     encode,
@@ -45,7 +46,7 @@ def prepared(payload: Any = None, **options: Any) -> Outgoing:
 
 
 def encoded(outgoing: Outgoing, context: SpanContext = CONTEXT, baggage: str = "") -> list[bytes]:
-    fields = encode(outgoing, correlation_id="flow", context=context, baggage=baggage, service="s")
+    fields = encode(outgoing, correlation_id="flow", carried=carried(context, baggage), service="s")
     return [field.encode() if isinstance(field, str) else field for field in fields]
 
 
@@ -299,7 +300,7 @@ def test_what_is_at_the_limit_goes() -> None:
 
 def test_the_widest_entry_that_can_be_published_fits_a_lua_scripts_unpack() -> None:
     headers = {f"h{n}": "" for n in range(envelope.MAX_HEADERS)}
-    outgoing = dataclasses.replace(prepared({}, event="E", key="k", headers=headers, delay=1), causation_id="c")
+    outgoing = prepared({}, event="E", key="k", headers=headers, delay=1)._replace(causation_id="c")
     context = SpanContext(1, 2, is_remote=False, trace_state=TraceState([("a", "b")]))
     assert len(encoded(outgoing, context, baggage="a=b")) < 7_000
 
@@ -365,7 +366,7 @@ def test_what_is_encoded_is_decoded_as_it_was(
     )
     with propagation.message_scope(flow, "cause"):
         outgoing = prepared(payload, event=event, key=key, headers=headers)
-    fields = encode(outgoing, correlation_id=flow, context=context, baggage="a=1;p", service="s")
+    fields = encode(outgoing, correlation_id=flow, carried=carried(context, "a=1;p"), service="s")
     incoming = decode(Entry("orders", "1-0", [f.encode() if isinstance(f, str) else f for f in fields]))
     assert incoming.data == payload
     assert type(incoming.data) is type(payload)

@@ -41,8 +41,7 @@ def run_encode(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = envelope.encode(
         outgoing,
         correlation_id=outgoing.correlation_id,
-        context=context,
-        baggage=case["baggage"],
+        carried=envelope.carried(context, case["baggage"]),
         service=case["service"],
     )
     assert [f.encode() if isinstance(f, str) else f for f in fields] == as_flat(case["fields"])
