@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from opentelemetry.trace import SpanContext
 
 from .envelope import Incoming
@@ -22,8 +22,7 @@ from .errors import LeaseLost
 from .streams import Delivery
 
 
-@dataclass(slots=True, eq=False)
-class Held:
+class Held(msgspec.Struct, eq=False):
     """A message in a consumer's hands.
 
     Attributes:

@@ -25,6 +25,7 @@ from quantum_bus.config import BusConfig, SubscriberConfig
 from quantum_bus.delivery import Outcome
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
 from quantum_bus.handlers import Handler
+from quantum_bus.handling import Handlings
 from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.lanes import Lanes
@@ -78,6 +79,9 @@ class Consumer:
             clock=monotonic,
             idempotent=config.idempotent,
             ordered=config.ordered,
+        )
+        self._handlings = Handlings(
+            telemetry, group=config.group, consumer=name, batch=handler.batch, mode=config.trace_mode
         )
         self._circuit = Circuit(config.breaker, clock=monotonic)
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=monotonic)
@@ -574,7 +578,8 @@ class Consumer:
         outcomes: Sequence[tuple[Held, Outcome | None]] | None = None
         failed = False
         try:
-            with run.handling(self._telemetry, self.name) as handling:
+            with run.handling(self._handlings) as handling:
+                self._handlings.tell()
                 error = self._call(run)
                 failed = self._circuit.counts(error)
                 with self._changed:
@@ -627,6 +632,7 @@ class Consumer:
                         return
                     self._changed.wait(self._outbox.pause())
                 commands = self._outbox.take()
+            self._handlings.tell()
             try:
                 replies: list[Any] = self._commands.execute(*commands)
             except QuantumBusError as error:
