@@ -117,7 +117,9 @@ class Consumer:
 
     def _in_any_order(self) -> Inbox | Lanes:
         config = self.config
-        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+        return Inbox(
+            concurrency=config.concurrency, batch=config.batch, streams=len(config.streams), clock=self._loop.time
+        )
 
     def _in_order(self) -> Inbox | Lanes:
         config, clock, sources = self.config, self._loop.time, self._sources
@@ -756,6 +758,8 @@ class Consumer:
                 refusal = self._sources.moved(await self._ask(self._sources.due()))
                 if refusal is not None:
                     journal.schedule_refused(self.config, refusal)
+            if surplus := self._inbox.surplus():
+                await self._release(surplus)
             if self._upkeep.pause() == 0:
                 for alarm in self._upkeep.answered(await self._ask(self._upkeep.commands())):
                     journal.stream_long(alarm, self._bus.cap)
@@ -883,6 +887,9 @@ class ByHand:
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:
     """Until ``event`` is set, or ``seconds`` have passed."""
+    if seconds is None:
+        await event.wait()
+        return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -99,7 +99,7 @@ class Consumer:
 
     def _in_any_order(self) -> Inbox | Lanes:
         config = self.config
-        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams), clock=monotonic)
 
     def _in_order(self) -> Inbox | Lanes:
         config, sources = self.config, self._sources
@@ -667,6 +667,10 @@ class Consumer:
                 refusal = self._sources.moved(self._ask(self._sources.due()))
                 if refusal is not None:
                     journal.schedule_refused(self.config, refusal)
+            with self._changed:
+                surplus = self._inbox.surplus()
+            if surplus:
+                self._say(self._sources.release([held.key for held in surplus]))
             if self._upkeep.pause() == 0:
                 for alarm in self._upkeep.answered(self._ask(self._upkeep.commands())):
                     journal.stream_long(alarm, self._bus.cap)
