@@ -599,34 +599,34 @@ class Consumer:
     def _turn(self) -> None:
         """Runs have ended, in one turn of the loop: what follows on them is done together."""
         self._turning = False
-        self._room.set()
         self._run_ready()
+        self._make_room()
 
-    async def _handle(self, run: _Turn) -> None:
+    def _make_room(self) -> None:
+        """Wake the reader where it would find room: it takes as long as two messages."""
+        if self._inbox.room() > 0 or self._succession is not None or self.config.breaker is not None:
+            self._room.set()
+
+    async def _handle(self, turn: _Turn) -> None:
         """Run the handler, and have the outcomes written."""
-        probe = run.probe
         try:
-            if not await self._run(run.left(), probe=probe) and probe:
-                self._circuit.void()
+            held = turn.left()
+            if self._succession is not None and not self._succession.may_run(held):
+                for item in held:
+                    self._inbox.set_aside(item.key)
+                held = ()
+            if held:
+                turn.ran = await self._run(held, probe=turn.probe)
         except Exception as error:  # noqa: BLE001 - nobody would run it again while this consumer renews its lease
             journal.internal_error(f"A run of {self._handler.name}", error)
-            for item in run.given:
+            for item in turn.given:
                 self._inbox.drop(item)
-            if probe:
+        finally:
+            if turn.probe and not turn.ran:
                 self._circuit.void()
-        except BaseException:
-            if probe:
-                self._circuit.void()
-            raise
 
     async def _run(self, held: Sequence[Held], *, probe: bool) -> bool:
-        """Run the handler; whether it was run."""
-        if self._succession is not None and not self._succession.may_run(held):
-            for item in held:
-                self._inbox.set_aside(item.key)
-            return False
-        if not held:
-            return False
+        """Run the handler."""
         run = Run(held, self._handler, self.config, self._by_hand)
         self._by_hand.began(run)
         outcomes: Sequence[tuple[Held, Outcome | None]] | None = None
@@ -641,14 +641,15 @@ class Consumer:
                         error = await self._call(run)
                 except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - it becomes an outcome
                     error = raised
+                spare = False
                 if error is not None:
                     self._failed(run, error)
-                failed = self._circuit.counts(error)
-                spare = (
-                    probe
-                    and failed
-                    and self._circuit.spares([(item.incoming.stream, item.incoming.id) for item in held])
-                )
+                    failed = self._circuit.counts(error)
+                    spare = (
+                        probe
+                        and failed
+                        and self._circuit.spares([(item.incoming.stream, item.incoming.id) for item in held])
+                    )
                 outcomes = run.end(error, spare=spare)
                 handling.finish(*run.summary(outcomes))
         except Exception as broken:  # noqa: BLE001 - a span processor of the user's: the run counts as what it was
@@ -657,10 +658,11 @@ class Consumer:
                 outcomes = run.end(broken)
         finally:
             self._by_hand.ended(run)
+        settling, post = self._inbox.settling, self._outbox.post
         for item, outcome in outcomes:
             if outcome is not None:
-                self._inbox.settling()
-                self._outbox.post(item, outcome)
+                settling()
+                post(item, outcome)
         self._posted.set()
         if self._circuit.ended(failed, probe=probe):
             self._turned()
@@ -732,7 +734,7 @@ class Consumer:
                     self._inbox.release(letter.held)
                 else:
                     self._settled(letter)
-            self._room.set()
+            self._make_room()
             if self._succession is not None:
                 self._run_parked()
 
@@ -815,12 +817,13 @@ async def _nothing(_: Any) -> None:
 class _Turn:
     """A run that is to begin: what it was given, in which turn of each, and whether it is a circuit breaker's probe."""
 
-    __slots__ = ("given", "probe", "turns")
+    __slots__ = ("given", "probe", "ran", "turns")
 
     def __init__(self, given: Sequence[Held], turns: Sequence[int], probe: bool) -> None:
         self.given = given
         self.turns = turns
         self.probe = probe
+        self.ran = False
 
     def left(self) -> Sequence[Held]:
         """What of it is still to be run."""

@@ -55,8 +55,14 @@ _KNOWN_FIELDS: Final = frozenset(
 )
 _FIELD_VERSION: Final = names.FIELD_VERSION.encode()
 _FIELD_DATA: Final = names.FIELD_DATA.encode()
-# Of an entry that a bus publishes; `v` and `data` are read before.
-_PLAIN_FIELDS: Final = _KNOWN_FIELDS - names.REPLAY_FIELDS - {names.FIELD_VERSION, names.FIELD_DATA}
+_FIELD_EVENT: Final = names.FIELD_EVENT.encode()
+_FIELD_MESSAGE_ID: Final = names.FIELD_MESSAGE_ID.encode()
+_FIELD_CORRELATION_ID: Final = names.FIELD_CORRELATION_ID.encode()
+_FIELD_TRACEPARENT: Final = names.FIELD_TRACEPARENT.encode()
+_FIELD_TRACESTATE: Final = names.FIELD_TRACESTATE.encode()
+_FIELD_SERVICE: Final = names.FIELD_SERVICE.encode()
+_FIELD_TS: Final = names.FIELD_TS.encode()
+_EMPTY: Final = b""
 _ADDED_FIELDS: Final = names.DLQ_FIELDS | names.REPLAY_FIELDS
 # What a foreign entry's `v` (no version) and `message_id` (not vouched for) say is the producer's own matter.
 _FOREIGN_FIELDS: Final = _KNOWN_FIELDS - {names.FIELD_VERSION, names.FIELD_MESSAGE_ID}
@@ -376,36 +382,42 @@ def _decode_plain(entry: Entry) -> Incoming | None:
             return None
         raw = values.pop(_FIELD_DATA)
         data = orjson.loads(raw)
-        texts = {name.decode(): value.decode() for name, value in values.items()}
-        message_id = texts[names.FIELD_MESSAGE_ID]
-        correlation_id = texts[names.FIELD_CORRELATION_ID]
-        context = propagation.parse_context(texts[names.FIELD_TRACEPARENT], texts.get(names.FIELD_TRACESTATE))
+        take = values.pop
+        message_id = take(_FIELD_MESSAGE_ID).decode()
+        correlation_id = take(_FIELD_CORRELATION_ID).decode()
+        state = take(_FIELD_TRACESTATE, _EMPTY).decode()
+        context = propagation.parse_context(take(_FIELD_TRACEPARENT).decode(), state)
+        event = take(_FIELD_EVENT, _EMPTY).decode()
+        service = take(_FIELD_SERVICE, _EMPTY).decode()
+        ts = take(_FIELD_TS, _EMPTY).decode()
+        texts = {name.decode(): value.decode() for name, value in values.items()} if values else {}
     except (KeyError, ValueError):  # what is no text and what is no JSON are ValueErrors, too
         return None
     if context is None or not _bounded(message_id) or not propagation.valid_correlation_id(correlation_id):
         return None
+    key = texts.pop(names.FIELD_KEY, None)
+    causation_id = texts.pop(names.FIELD_CAUSATION_ID, None)
+    baggage = texts.pop(names.FIELD_BAGGAGE, None)
     headers: dict[str, str] = {}
     for name, value in texts.items():
-        if name not in _PLAIN_FIELDS:
-            if not name.startswith(names.HEADER_PREFIX):
-                return None
-            headers[name.removeprefix(names.HEADER_PREFIX)] = value
-    get = texts.get
+        if not name.startswith(names.HEADER_PREFIX):
+            return None
+        headers[name.removeprefix(names.HEADER_PREFIX)] = value
     return Incoming(
         entry.stream,
         entry.id,
         data,
         raw,
-        get(names.FIELD_EVENT) or None,
-        get(names.FIELD_KEY),
+        event or None,
+        key,
         message_id,
         correlation_id,
-        _bounded(get(names.FIELD_CAUSATION_ID)),
-        get(names.FIELD_SERVICE) or None,
-        get(names.FIELD_TS) or None,
+        _bounded(causation_id),
+        service or None,
+        ts or None,
         headers,
         context,
-        propagation.with_baggage(get(names.FIELD_BAGGAGE)),
+        propagation.with_baggage(baggage),
         {},
         False,
     )

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
@@ -154,7 +153,7 @@ class Handling:
                 attributes[names.ATTR_EVENT] = first.event
             parent = first.baggage
             if handlings.continues:
-                parent = trace.set_span_in_context(NonRecordingSpan(first.context), parent)
+                parent = propagation.with_span(NonRecordingSpan(first.context), parent)
         if previous:
             links += [Link(context) for context in previous]
         if correlation_id is not None:
@@ -169,7 +168,7 @@ class Handling:
             span = NonRecordingSpan(context)
         self._span = span
         self.span_context = context
-        self._context = trace.set_span_in_context(span, parent)
+        self._context = propagation.with_span(span, parent)
         # what a batch of several flows logs and publishes is a flow of its own
         self._correlation_id = correlation_id or f"{context.trace_id:032x}"
         self._causation_id = first.message_id if len(incoming) == 1 else None
