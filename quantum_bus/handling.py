@@ -21,6 +21,7 @@ from .config import TraceMode
 from .delivery import Failure
 from .envelope import Incoming
 from .spans import Attributes, record_failure
+from .tally import Count
 from .telemetry import Telemetry
 
 _NO_PARENT: Final = Context()
@@ -32,13 +33,14 @@ class _Prepared(NamedTuple):
     name: str
     attributes: Attributes
     span_attributes: Attributes
+    consumed: Count
 
 
 class Handlings:
-    """Makes the scopes of one subscriber's handler runs, and counts their messages.
+    """Makes the scopes of one subscriber's handler runs, and knows how many messages they have.
 
-    The counters are told of many messages at once, which comes to the same: one call of the SDK takes as long as all
-    else that is done here for a message. :meth:`tell` is to be called before an outcome leaves, and while handlers run.
+    That is told for many runs at once: one call of the SDK takes as long as all else that is done here for a message.
+    :meth:`tell` is to be called while handlers run, and when they have ended.
 
     Args:
         consumer: its name in the group.
@@ -54,7 +56,6 @@ class Handlings:
         self._prepared: dict[str, _Prepared] = {}
         self._lock = threading.Lock()
         self._in_flight: Counter[str] = Counter()
-        self._consumed: Counter[tuple[str, str]] = Counter()
 
     def of(self, incoming: Sequence[Incoming], *, attempt: int, previous: Sequence[SpanContext] = ()) -> Handling:
         """The scope of one run.
@@ -71,32 +72,27 @@ class Handlings:
         if prepared is None:
             attributes = self.telemetry.process_attributes(stream, self._group)
             prepared = self._prepared[stream] = _Prepared(
-                f"{names.OPERATION_PROCESS} {stream}", attributes, {**attributes, names.ATTR_CLIENT_ID: self._consumer}
+                f"{names.OPERATION_PROCESS} {stream}",
+                attributes,
+                {**attributes, names.ATTR_CLIENT_ID: self._consumer},
+                self.telemetry.consumed.of(attributes),
             )
         return prepared
 
-    def began(self, stream: str, count: int) -> None:
-        """Messages are in a handler."""
+    def moved(self, stream: str, count: int) -> None:
+        """So many messages more are in a handler; below 0: fewer."""
         with self._lock:
             self._in_flight[stream] += count
 
-    def ended(self, stream: str, count: int, error_type: str) -> None:
-        """They are no more; ``error_type`` is empty where all went well."""
-        with self._lock:
-            self._in_flight[stream] -= count
-            self._consumed[stream, error_type] += count
-
     def tell(self) -> None:
-        """Have the counters say what has happened by now."""
+        """Have the metric say how many there are by now."""
+        if not self._in_flight:
+            return
         with self._lock:
-            in_flight = [item for item in self._in_flight.items() if item[1]]
-            consumed = list(self._consumed.items())
+            changes = [item for item in self._in_flight.items() if item[1]]
             self._in_flight.clear()
-            self._consumed.clear()
-        for stream, change in in_flight:
+        for stream, change in changes:
             self.telemetry.in_flight.add(change, self.prepared(stream).attributes)
-        for (stream, error_type), count in consumed:
-            self.telemetry.consumed.add(count, _with_error(self.prepared(stream).attributes, error_type))
 
 
 class Handling:
@@ -179,7 +175,7 @@ class Handling:
         self._error = failure
 
     def __enter__(self) -> Self:
-        self._handlings.began(self._incoming[0].stream, len(self._incoming))
+        self._handlings.moved(self._incoming[0].stream, len(self._incoming))
         self._token = otel_context.attach(self._context)
         self._scope = propagation.enter_message(self._correlation_id, self._causation_id)
         return self
@@ -193,17 +189,15 @@ class Handling:
         if error is not None:
             self._error = Failure.of(error)
             self._outcome = names.OUTCOME_ABANDONED
-        attributes = self._prepared.attributes
-        error_type = ""
+        telemetry = self._handlings.telemetry
+        count = len(self._incoming)
+        _, attributes, _, consumed = self._prepared
         if self._error is not None:
-            error_type = self._error.error_type
-            attributes = _with_error(attributes, error_type)
+            attributes = attributes | {names.ATTR_ERROR_TYPE: self._error.error_type}
+            consumed = telemetry.consumed.of(attributes)
             record_failure(self._span, self._error)
         self._span.set_attribute(names.ATTR_OUTCOME, self._outcome)
-        self._handlings.telemetry.process_duration.record(elapsed, attributes)
-        self._handlings.ended(self._incoming[0].stream, len(self._incoming), error_type)
+        telemetry.process_duration.record(elapsed, attributes, otel_context.get_current())
+        consumed.add(count)
+        self._handlings.moved(self._incoming[0].stream, -count)
         self._span.end()
-
-
-def _with_error(attributes: Attributes, error_type: str) -> Attributes:
-    return attributes | {names.ATTR_ERROR_TYPE: error_type} if error_type else attributes

@@ -15,7 +15,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from . import names
+from . import names, tally
 from .breaker import CircuitState
 from .envelope import Outgoing
 from .sending import Sending, Sends
@@ -46,15 +46,10 @@ class Telemetry:
         self.send_baggage = send_baggage
         self.tracer = trace.get_tracer(names.INSTRUMENTATION_NAME, tracer_provider=tracer_provider)
         meter = metrics.get_meter(names.INSTRUMENTATION_NAME, meter_provider=meter_provider)
-        buckets = list(names.DURATION_BUCKETS)
-        self.process_duration = meter.create_histogram(
-            names.METRIC_PROCESS_DURATION,
-            unit="s",
-            description="Duration of processing operation.",
-            explicit_bucket_boundaries_advisory=buckets,
-        )
-        self.consumed = meter.create_counter(
-            names.METRIC_CONSUMED, unit="{message}", description="Messages that were delivered to the application."
+        self.consumed, self.process_duration = tally.instruments(
+            meter_provider,
+            sums=(names.METRIC_CONSUMED, "Messages that were delivered to the application."),
+            durations=(names.METRIC_PROCESS_DURATION, "Duration of processing operation."),
         )
         self.retries = meter.create_counter(
             names.METRIC_RETRIES, unit="{message}", description="Handler runs that ended in another attempt."
