@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from . import delivery, driver, journal, streams
 from .backoff import Backoff
 from .breaker import FRESH_FIRST, Circuit, CircuitState
+from .by_hand import ByHand
 from .config import BusConfig, SubscriberConfig
 from .delivery import Ack, Outcome
 from .errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -29,7 +30,6 @@ from .inbox import Held, Inbox
 from .lanes import Lanes
 from .leadership import Leadership
 from .link import Link, Reply
-from .message import Message
 from .outbox import DONE, LOST, Letter, Outbox
 from .readiness import SubscriberHealth
 from .run import Run, admit
@@ -841,51 +841,6 @@ class _Once(asyncio.Event):
         if not self.is_set():
             super().set()
             self._call()
-
-
-class ByHand:
-    """Carries ``message.ack()`` and its siblings to the consumer, from the event loop or from a worker thread."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
-        self._loop = asyncio.get_running_loop()
-        self._held: dict[Message, Held] = {}
-
-    def began(self, run: Run) -> None:
-        self._held.update(zip(run.messages, run.held, strict=True))
-
-    def ended(self, run: Run) -> None:
-        for message in run.messages:
-            message.close()
-            self._held.pop(message, None)
-
-    def ack(self, message: Message) -> Any:
-        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], delivery.ACK))
-
-    def nack(self, message: Message) -> Any:  # noqa: ARG002 - the run's end reads it off the message
-        return self._carry(lambda: asyncio.sleep(0))
-
-    def term(self, message: Message, reason: str) -> Any:
-        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], delivery.after_term(reason)))
-
-    def in_progress(self, message: Message) -> Any:
-        return self._carry(lambda: self._consumer.keep_by_hand(self._held[message]))
-
-    def _carry(self, call: Callable[[], Coroutine[Any, Any, None]]) -> Any:
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is self._loop:
-            return call()
-
-        async def called() -> None:
-            await call()
-
-        future = asyncio.run_coroutine_threadsafe(called(), self._loop)
-        if running is None:  # a worker thread: block until Redis has answered
-            return future.result()
-        return asyncio.wrap_future(future)  # a worker thread that runs an event loop of its own
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:
