@@ -11,19 +11,26 @@ after the other, though beside others: so the death of a process is counted agai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
+import msgspec
 from opentelemetry.trace import SpanContext
 
 from .envelope import Incoming
 from .errors import LeaseLost
 from .streams import Delivery
 
+# Messages are read ahead of their handlers as many as were handled in so many seconds, no more than may run at once,
+# and whole batches: fast handlers find the next ones here instead of waiting for a read; slow ones leave them to others.
+READ_AHEAD: Final = 0.01
+# How often it is looked how fast they are, seconds.
+PACE_EVERY: Final = 0.005
+# Seconds after the last run's end when what was read ahead is given up.
+SURPLUS_AFTER: Final = 1.0
 
-@dataclass(slots=True, eq=False)
-class Held:
+
+class Held(msgspec.Struct, eq=False):
     """A message in a consumer's hands.
 
     Attributes:
@@ -106,9 +113,10 @@ class Inbox:
         streams: how many streams are read together. A read's COUNT applies to each of them, so one may bring
             that many messages; the inbox has room for it as soon as one handler is free. Retries that are due come on
             top, at most as many again.
+        clock: monotonic seconds; without one nothing is read ahead.
     """
 
-    def __init__(self, *, concurrency: int, batch: int, streams: int) -> None:
+    def __init__(self, *, concurrency: int, batch: int, streams: int, clock: Callable[[], float] | None = None) -> None:
         self._batch = batch
         self._streams = streams
         self._concurrency = concurrency
@@ -119,6 +127,10 @@ class Inbox:
         self._suspect: Held | None = None
         self._settling = 0
         self.running = 0
+        self._clock = clock
+        self._ahead = 0
+        self._ran = 0  # messages since the pace was looked at
+        self._pace_since = self._last_ran = clock() if clock is not None else 0.0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -133,10 +145,34 @@ class Inbox:
     def room(self) -> int:
         """Entries of each stream that may be read now; 0 where none may.
 
-        What is settling takes up no room, as long as it is no more than the consumer may hold: where Redis takes no
-        outcomes (a dead-letter key of the wrong type), reading on would fill the memory.
+        What is settling takes up no room, nor does what is read ahead, as long as both are no more than it may hold:
+        where Redis takes no outcomes (a dead-letter key of the wrong type), reading on would fill the memory.
         """
-        return (self.capacity - len(self._held) + min(self._settling, self.capacity)) // self._streams
+        if self._clock is not None:
+            self._look_at_pace(self._clock())
+        more = min(self._ahead + self._settling, self.capacity)
+        room = (self.capacity + more - len(self._held)) // self._streams
+        if 0 < room < self._ahead // 2 and 2 * len(self._ready) >= self._concurrency * self._batch:
+            return 0  # the next runs are here already: a larger read serves better, a little later
+        return room
+
+    def _look_at_pace(self, now: float) -> None:
+        passed = now - self._pace_since
+        if passed >= PACE_EVERY:
+            batches = min(self._concurrency, int(self._ran / passed * READ_AHEAD) // self._batch)
+            self._ahead = batches * self._batch
+            self._ran = 0
+            self._pace_since = now
+
+    def surplus(self) -> Sequence[Held]:
+        """Hand back what was read ahead, where handlers do not come to it after all; it is held no longer."""
+        too_many = len(self._held) - self.capacity
+        if self._clock is None or too_many <= 0 or self._clock() - self._last_ran < SURPLUS_AFTER:
+            return ()
+        surplus = [self._ready.pop() for _ in range(min(too_many, len(self._ready)))]
+        for held in surplus:
+            del self._held[held.key]
+        return surplus
 
     def take(self, held: Held) -> None:
         """A message was read, and may be handled."""
@@ -164,6 +200,9 @@ class Inbox:
     def ran(self, run: Sequence[Held]) -> None:
         """A handler run has ended."""
         self.running -= 1
+        if self._clock is not None:
+            self._ran += len(run)
+            self._last_ran = self._clock()
         if self._suspect is run[0]:
             self._suspect = None
 

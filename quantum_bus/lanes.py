@@ -212,6 +212,10 @@ class Lanes:
                 self.drop(held)
         return held
 
+    def surplus(self) -> Sequence[Held]:
+        """What was read ahead, and handlers do not come to: nothing is."""
+        return ()
+
     def keys(self) -> Sequence[tuple[str, str]]:
         """Everything held, for its leases to be renewed; may be called from another thread."""
         return tuple(self._held)

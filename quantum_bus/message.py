@@ -120,10 +120,16 @@ class Message:
         """What settled it: ``"ack"``, ``"nack"``, ``"term"``, ``"return"`` when its handler has ended; else None."""
         return self._settled
 
-    def close(self) -> None:
-        """Its handler has ended: what is not settled by hand is settled by that. Called by the bus."""
-        if self._settled is None:
+    def close(self) -> str | None:
+        """Its handler has ended: what is not settled by hand is settled by that. Called by the bus.
+
+        Returns:
+            What has settled it before.
+        """
+        settled = self._settled
+        if settled is None:
             self._settled = "return"
+        return settled
 
     def ack(self) -> Awaitable[None]:
         """Tell Redis that the message is handled; it is never given to this group again.

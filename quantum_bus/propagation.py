@@ -19,7 +19,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, Token, copy_context
 from functools import cache, wraps
 from random import Random
@@ -47,6 +47,9 @@ MAX_CORRELATION_ID_LENGTH: Final = 128
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 NOT_SAMPLED: Final = TraceFlags(TraceFlags.DEFAULT)
 EMPTY_TRACESTATE: Final = TraceState()
+_FLAGS: Final = tuple(TraceFlags(number) for number in range(4))
+_NO_BAGGAGE: Final = Context()
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NO_BAGGAGE)))
 
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
@@ -159,20 +162,38 @@ def _reset(variable: ContextVar[str | None], token: Token[str | None]) -> None:
     Frameworks run the two halves of a generator (a dependency, a fixture) in two copies of one context, and a forgotten
     async generator is closed in anyone's. What was set ends with the first context; the other's is not ours to touch.
     """
-    with suppress(ValueError):  # "Token was created in a different Context"
+    try:  # noqa: SIM105 - a context manager takes four times as long, of each handling
         variable.reset(token)
+    except ValueError:  # "Token was created in a different Context"
+        pass
+
+
+Scope = tuple[Token[str | None], Token[str | None]]
+
+
+def enter_message(correlation_id: str, causation_id: str | None) -> Scope:
+    """Enter the scope of a handler: what it logs and publishes belongs to this flow and follows from this message.
+
+    :func:`leave_message` takes what it returns. A generator's context manager would take 2 µs of each handling.
+    """
+    return _correlation_id.set(correlation_id), _causation_id.set(causation_id)
+
+
+def leave_message(scope: Scope) -> None:
+    """Leave the scope of a handler: the former flow, or none, is back."""
+    correlation, causation = scope
+    _reset(_causation_id, causation)
+    _reset(_correlation_id, correlation)
 
 
 @contextmanager
 def message_scope(correlation_id: str, causation_id: str | None) -> Iterator[None]:
-    """The scope of a handler: what it logs and publishes belongs to this flow and follows from this message."""
-    correlation = _correlation_id.set(correlation_id)
-    causation = _causation_id.set(causation_id)
+    """The scope of a handler, as a context manager."""
+    scope = enter_message(correlation_id, causation_id)
     try:
         yield
     finally:
-        _reset(_causation_id, causation)
-        _reset(_correlation_id, correlation)
+        leave_message(scope)
 
 
 def carry_context(function: Callable[P, R]) -> Callable[P, R]:
@@ -220,6 +241,11 @@ def mint(trace_id: str | None = None, *, sampled: bool = True) -> SpanContext:
     usable = trace_id is not None and trace_id != _NO_ID and _TRACE_ID.fullmatch(trace_id)
     number = int(trace_id, 16) if usable and trace_id else _random.getrandbits(128) or 1
     return SpanContext(number, _new_span_id(), is_remote=False, trace_flags=SAMPLED if sampled else NOT_SAMPLED)
+
+
+def with_span(span: trace.Span, context: Context) -> Context:
+    """As OpenTelemetry's ``set_span_in_context``, in a third of the time (0.3 µs)."""
+    return Context({**context, _SPAN_KEY: span})
 
 
 def child_of(parent: SpanContext) -> SpanContext:
@@ -284,7 +310,7 @@ def parse_context(traceparent: str | None, tracestate: str | None = None) -> Spa
         trace_number,
         span_number,
         is_remote=True,
-        trace_flags=TraceFlags(int(flags, 16) & 0x03),
+        trace_flags=_FLAGS[int(flags, 16) & 0x03],
         trace_state=_parse_tracestate(tracestate) if tracestate else EMPTY_TRACESTATE,
     )
 
@@ -329,7 +355,7 @@ def with_baggage(header: str | None, context: Context | None = None) -> Context:
     A header over 8,192 bytes or 64 members is dropped whole; a member that is malformed, or would decode to a
     control character, is dropped alone.
     """
-    context = Context() if context is None else context
+    context = _NO_BAGGAGE if context is None else context
     if not header or len(header) > MAX_BAGGAGE_LENGTH:
         return context
     members = [part.strip(" \t") for part in header.split(",")]

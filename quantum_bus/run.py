@@ -11,10 +11,10 @@ from .config import SubscriberConfig
 from .delivery import Again, Bury, Failure, Outcome
 from .envelope import decode
 from .handlers import Handler
+from .handling import Handling, Handlings
 from .inbox import Held
 from .message import Message, Settlement
 from .streams import NOT_A_RETRY, Delivery
-from .telemetry import Handling, Telemetry
 
 
 def admit(
@@ -54,34 +54,33 @@ class Run:
         arguments: what the handler is called with.
     """
 
-    __slots__ = ("_config", "_handler", "arguments", "held", "messages", "subject")
+    __slots__ = ("_config", "_handler", "_plain", "arguments", "held", "messages", "subject")
 
     def __init__(
         self, held: Sequence[Held], handler: Handler, config: SubscriberConfig, settlement: Settlement
     ) -> None:
         self._config = config
         self._handler = handler
+        self._plain = False
         self.held = held
+        group = config.group
         self.messages = [
-            Message(item.incoming, group=config.group, attempt=item.attempt, settlement=settlement) for item in held
+            Message(item.incoming, group=group, attempt=item.attempt, settlement=settlement) for item in held
         ]
         self.subject: Any = self.messages if handler.batch else self.messages[0]
         self.arguments = handler.arguments(self.messages, [item.payload for item in held])
 
-    def handling(self, telemetry: Telemetry, consumer: str) -> Handling:
+    def handling(self, handlings: Handlings) -> Handling:
         """The run's telemetry scope. Its span is the messages' last one from now on, also for a ``term`` by hand."""
-        handling = Handling(
-            telemetry,
-            [item.incoming for item in self.held],
-            group=self._config.group,
-            consumer=consumer,
-            batch=self._handler.batch,
-            mode=self._config.trace_mode,
-            attempt=self.held[0].attempt,
-            previous=[item.last_span for item in self.held if item.last_span is not None],
+        held = self.held
+        handling = handlings.of(
+            [item.incoming for item in held],
+            attempt=held[0].attempt,
+            previous=[item.last_span for item in held if item.last_span is not None],
         )
-        for item in self.held:
-            item.last_span = handling.span_context
+        context = handling.span_context
+        for item in held:
+            item.last_span = context
         return handling
 
     def end(self, error: BaseException | None, *, spare: bool = False) -> Sequence[tuple[Held, Outcome | None]]:
@@ -91,27 +90,33 @@ class Run:
             error: what the handler raised, if it did.
             spare: it was a circuit breaker's probe and failed: no attempt is used up.
         """
-        outcomes = []
+        outcomes: list[tuple[Held, Outcome | None]] = []
         retry = self._config.retry
         now = time.time()
+        plain = error is None
         for held, message in zip(self.held, self.messages, strict=True):
             held.duration = max(0.0, now - held.started)
+            settled = message.close()
+            if error is None and settled is None:
+                outcomes.append((held, delivery.ACK))
+                continue
+            plain = False
             outcome: Outcome | None = None
-            if message.settled == "nack":
+            if settled == "nack":
                 outcome = delivery.after_nack(message.retry_delay, attempt=held.attempt, retry=retry)
-            elif message.settled is None:
-                outcome = (
-                    delivery.ACK if error is None else delivery.after_error(error, attempt=held.attempt, retry=retry)
-                )
+            elif settled is None and error is not None:
+                outcome = delivery.after_error(error, attempt=held.attempt, retry=retry)
             if spare and outcome is not None:
                 outcome = delivery.after_probe(outcome, attempt=held.attempt, retry=retry)
                 held.attempt -= isinstance(outcome, Again)
-            message.close()
             outcomes.append((held, outcome))
+        self._plain = plain
         return outcomes
 
     def summary(self, outcomes: Sequence[tuple[Held, Outcome | None]]) -> tuple[str, Failure | None]:
         """The worst of its outcomes, for its span: one of ``names.OUTCOME_*``, and what was wrong."""
+        if self._plain:
+            return names.OUTCOME_ACK, None
         worst: Outcome = delivery.ACK
         for message, (_, decided) in zip(self.messages, outcomes, strict=True):
             outcome = delivery.after_term(message.term_reason) if message.settled == "term" else decided

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
+import msgspec
 from hiredis import pack_command
 
 from . import names
@@ -256,8 +257,7 @@ def wait_behind(last: Mapping[str, str], *, block_ms: int) -> Command:
 # --- what was read -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """An entry as it reached this consumer.
 
     Attributes:

@@ -25,6 +25,7 @@ from quantum_bus.config import BusConfig, SubscriberConfig
 from quantum_bus.delivery import Outcome
 from quantum_bus.errors import ConfigurationError, ConnectionLost, QuantumBusError
 from quantum_bus.handlers import Handler
+from quantum_bus.handling import Handlings
 from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.lanes import Lanes
@@ -79,6 +80,9 @@ class Consumer:
             idempotent=config.idempotent,
             ordered=config.ordered,
         )
+        self._handlings = Handlings(
+            telemetry, group=config.group, consumer=name, batch=handler.batch, mode=config.trace_mode
+        )
         self._circuit = Circuit(config.breaker, clock=monotonic)
         self._upkeep = Upkeep(self._sources.keys.values(), bus, clock=monotonic)
         self._stopping = threading.Event()
@@ -95,7 +99,7 @@ class Consumer:
 
     def _in_any_order(self) -> Inbox | Lanes:
         config = self.config
-        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams))
+        return Inbox(concurrency=config.concurrency, batch=config.batch, streams=len(config.streams), clock=monotonic)
 
     def _in_order(self) -> Inbox | Lanes:
         config, sources = self.config, self._sources
@@ -574,7 +578,8 @@ class Consumer:
         outcomes: Sequence[tuple[Held, Outcome | None]] | None = None
         failed = False
         try:
-            with run.handling(self._telemetry, self.name) as handling:
+            with run.handling(self._handlings) as handling:
+                self._handlings.tell()
                 error = self._call(run)
                 failed = self._circuit.counts(error)
                 with self._changed:
@@ -627,6 +632,7 @@ class Consumer:
                         return
                     self._changed.wait(self._outbox.pause())
                 commands = self._outbox.take()
+            self._handlings.tell()
             try:
                 replies: list[Any] = self._commands.execute(*commands)
             except QuantumBusError as error:
@@ -661,6 +667,10 @@ class Consumer:
                 refusal = self._sources.moved(self._ask(self._sources.due()))
                 if refusal is not None:
                     journal.schedule_refused(self.config, refusal)
+            with self._changed:
+                surplus = self._inbox.surplus()
+            if surplus:
+                self._say(self._sources.release([held.key for held in surplus]))
             if self._upkeep.pause() == 0:
                 for alarm in self._upkeep.answered(self._ask(self._upkeep.commands())):
                     journal.stream_long(alarm, self._bus.cap)

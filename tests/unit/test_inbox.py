@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quantum_bus.inbox import Held, Inbox
+from quantum_bus.inbox import SURPLUS_AFTER, Held, Inbox
+from tests.unit.clock import Clock
 from tests.unit.incoming import held
 
 
@@ -276,3 +277,60 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
+
+
+# --- reading ahead -----------------------------------------------------------------------------------------------
+
+
+def run_some(inbox: Inbox, count: int, first: int = 0) -> None:
+    """Messages come, are run, and are settled."""
+    for number in range(first, first + count):
+        inbox.take(held(number))
+        run = inbox.next_run()
+        assert run is not None
+        inbox.ran(run)
+        inbox.settling()
+        inbox.release(run[0])
+
+
+def test_fast_handlers_find_the_next_messages_here_as_many_as_take_a_hundredth_of_a_second() -> None:
+    clock = Clock()
+    inbox = Inbox(concurrency=20, batch=1, streams=1, clock=clock)
+    assert inbox.room() == 20, "nothing is known yet"
+    for start in range(0, 200, 20):
+        run_some(inbox, 20, start)
+        clock.now += 0.02
+        room = inbox.room()
+    assert room == 20 + 10
+    run_some(inbox, 200, 1_000)
+    clock.now += 0.02
+    assert inbox.room() == 20 + 20, "as many again as may run at once are the most"
+    for number in range(2_000, 2_035):
+        inbox.take(held(number))
+    assert inbox.room() == 0, "enough waits: the next read is to be a large one"
+    clock.now += 1.0
+    assert inbox.room() < 0, "who handles nothing any more reads nothing ahead"
+
+
+def test_slow_handlers_read_nothing_ahead() -> None:
+    clock = Clock()
+    inbox = Inbox(concurrency=4, batch=1, streams=1, clock=clock)
+    for start in range(0, 40, 4):
+        run_some(inbox, 4, start)
+        clock.now += 0.1
+        assert inbox.room() == 4
+
+
+def test_what_was_read_ahead_is_given_up_where_handlers_do_not_come_to_it() -> None:
+    clock = Clock()
+    inbox = Inbox(concurrency=2, batch=1, streams=1, clock=clock)
+    taken = [held(number) for number in range(5)]
+    for item in taken:
+        inbox.take(item)
+    assert inbox.next_run() == [taken[0]]
+    assert inbox.next_run() == [taken[1]]
+    assert not inbox.surplus(), "it may be a moment's"
+    clock.now += SURPLUS_AFTER
+    assert inbox.surplus() == [taken[4], taken[3], taken[2]], "what no handler of its own is free for"
+    assert len(inbox) == 2
+    assert not inbox.surplus()

@@ -13,8 +13,9 @@ from opentelemetry.trace import SpanContext
 from quantum_bus import correlation_scope, get_correlation_id, names
 from quantum_bus.delivery import Failure
 from quantum_bus.envelope import Event, Incoming, prepare
+from quantum_bus.handling import Handling, Handlings
 from quantum_bus.propagation import get_causation_id
-from quantum_bus.telemetry import CACHED_STREAMS, Handling, Telemetry
+from quantum_bus.telemetry import CACHED_STREAMS, Telemetry
 from tests.unit.incoming import incoming
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -25,10 +26,9 @@ def outgoing(**fields: Any) -> Any:
 
 
 def handling(telemetry: Telemetry, *items: Incoming, **options: Any) -> Handling:
-    given: dict[str, Any] = {
-        "group": "g", "consumer": "c", "batch": False, "mode": "continue", "attempt": 1, "previous": (),
-    }  # fmt: skip
-    return Handling(telemetry, items, **{**given, **options})
+    given = {"attempt": options.pop("attempt", 1), "previous": options.pop("previous", ())}
+    scopes = Handlings(telemetry, **{"group": "g", "consumer": "c", "batch": False, "mode": "continue", **options})
+    return scopes.of(items, **given)
 
 
 @pytest.fixture
