@@ -37,10 +37,14 @@ SIDE_BY_SIDE := --numprocesses=4 --dist=worksteal
 FAULTS ?= short
 
 .PHONY: test
-test: tools lint system-packages  ## everything: lint and all tiers of tests
-	$(PYTEST) tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
+test: tools lint system-packages bench-install  ## everything: lint and all tiers of tests
+	$(PYTEST) tests/unit tests/contract tests/benchmarks $(SIDE_BY_SIDE) $(ARGS)
 	$(PYTEST) tests/faults --faults=$(FAULTS) $(SIDE_BY_SIDE) $(ARGS)
 	$(PYTEST) tests/packaging tests/stack $(ARGS)
+
+.PHONY: test-benchmarks
+test-benchmarks: install bench-install  ## the tier of what the benchmarks measure: that it is done, not how fast
+	$(PYTEST) tests/benchmarks $(ARGS)
 
 .PHONY: test-unit test-contract test-packaging
 test-unit test-contract test-packaging: test-%: install  ## one tier
@@ -70,6 +74,24 @@ lint: install tools system-packages  ## style, types, which module may import wh
 	scripts/check_configuration.sh
 	scripts/check_units.sh
 
+# --- measure it
+
+.PHONY: bench
+bench: install bench-install tools  ## the bus beside Redis and its peers, 15 min, against benchmarks/budgets.toml
+	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: bench-install  ## the same in 90 seconds: what most budgets are about (ARGS="--only latency --rounds 7")
+	$(BENCH_VENV)/bin/python -m benchmarks --quick $(ARGS)
+
+.PHONY: bench-micro
+bench-micro: bench-install  ## single steps of the hot path
+	$(BENCH_VENV)/bin/python -m pytest -c benchmarks/micro/pytest.ini benchmarks/micro $(ARGS)
+
+.PHONY: profile
+profile: bench-install  ## where each microsecond of a publish and of a handling goes
+	$(BENCH_VENV)/bin/python -m benchmarks.profiling $(ARGS)
+
 # --- set it up
 
 .PHONY: install
@@ -98,6 +120,18 @@ dashboards: install  ## writes Grafana's dashboards anew from observability/graf
 picture: $(VENV)/.runtime  ## the README's pictures, of what demo and trace really print
 	$(BIN)/python scripts/picture.py
 
+# The bus beside its peers, whose dependencies are none of its own.
+BENCH_VENV := .venv-bench
+$(BENCH_VENV)/.ready: requirements/bench.txt
+	@echo "making $(BENCH_VENV): $<"
+	@rm -rf $(BENCH_VENV)
+	@$(BIN)/python -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r $<
+	@touch $@
+
+.PHONY: bench-install
+bench-install: $(VENV)/.runtime $(BENCH_VENV)/.ready  ## the environment of the benchmarks, with the peers, in .venv-bench
+
 .PHONY: system-packages
 system-packages:  ## a current Redis, libfaketime and systemd-analyze, where they are missing and apt-get can install them
 	@scripts/system_packages.sh
@@ -116,5 +150,5 @@ lock:  ## resolves the dependencies anew into requirements/ (ARGS=--upgrade for 
 
 .PHONY: clean
 clean:  ## removes what these targets made here; the caches outside the checkout stay
-	rm -rf $(VENV) .quantum build dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) .quantum build dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
