@@ -1,7 +1,7 @@
 """Griffe's extension, for the reference: docstrings as Markdown, and defaults by value.
 
 Docstrings are written in reStructuredText's manner: ``:class:`~quantum_bus.Retry` `` becomes `` `Retry` ``, double
-backticks single ones, and what follows a ``::`` a Python block. A default that is a named constant is shown as what it is.
+backticks single ones, and what follows a ``::`` a Python block. A default that is a named constant is shown by value.
 """
 
 from __future__ import annotations
