@@ -11,6 +11,7 @@ import pytest
 
 import quantum_bus
 from quantum_bus import jsonlog
+from scripts import diagrams
 from tests.pages import PAGES, ROOT, Block, blocks_of, check
 
 # What a page takes for granted: the lines before its first block.
@@ -38,6 +39,61 @@ THEN = {
 executor.shutdown()
 (entry,) = await __import__("redis").asyncio.Redis.from_url("").xrange("orders")
 assert entry[1][b"correlation_id"] == b"a1b2c3d4-e5f6-7890-abcd-ef1234567890", entry
+assert seen == [None, None, None], seen
+""",
+    "docs/tutorial.md": """
+from quantum_bus.testing import TestBus
+async with TestBus(bus) as test:
+    receipt = await test.publish("quantum:stream:execution", {"symbol": "BTCUSDT", "qty": 0.5})
+    await test.drained()
+    (line,) = [line for line in test.logs if line["event"] == "RISK_CHECKED"]
+assert (line["correlation_id"], line["msg"]) == (receipt.correlation_id, "BTCUSDT: 0.5 is within limits")
+""",
+    "docs/how-to/existing-service.md": """
+(entry,) = await redis.asyncio.Redis.from_url("").xrange("invoices")
+assert (entry[1][b"event"], entry[1][b"key"], entry[1][b"service"]) == (b"INVOICE_SENT", b"c-9", b"billing")
+""",
+    "docs/how-to/fastapi.md": """
+import httpx
+from quantum_bus.testing import TestBus
+async with TestBus(bus) as test:
+    await test.start()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+        answer = await client.post("/orders", json={"id": 7}, headers={"X-Correlation-ID": "a-1"})
+    (entry,) = await test.entries("orders")
+assert (answer.status_code, answer.json(), answer.headers["x-correlation-id"]) == (202, {"correlation_id": "a-1"}, "a-1")
+assert entry.fields["correlation_id"] == "a-1"
+""",
+    "docs/how-to/schema-changes.md": """
+from quantum_bus.testing import TestBus
+async with TestBus(bus) as test:
+    await test.publish("orders", {"id": "o-1", "symbol": "BTCUSDT"})
+    await test.publish("orders", {"id": "o-2", "symbol": "BTCUSDT", "venue": "kraken", "unknown": 1})
+    await test.publish("orders", {"id": "o-3"})
+    await test.publish("payments", {"amount": 1.5}, event="PAYMENT_BOOKED")
+    await test.publish("payments", {"amount": {"minor": 150}}, event="PAYMENT_BOOKED_V2")
+    await test.publish("payments", {}, event="OTHER")
+    await test.drained()
+    (letter,) = await test.dead_letters("orders")
+    assert await test.dead_letters("payments") == []
+assert sorted(order.venue for order in shipped) == ["binance", "kraken"]
+assert seen == [150, 150]
+assert letter.fields["dlq.reason"] == "invalid_payload"
+""",
+    "docs/how-to/cloudevents.md": """
+from quantum_bus.testing import TestBus
+async with TestBus(bus) as test:
+    await test.start()
+    given = {"specversion": "1.0", "id": "e-1", "source": "/shop", "type": "com.example.order_placed", "subject": "o-7",
+             "correlationid": "flow-1", "data": {"qty": 1}}
+    await take(given)
+    await take(given)
+    await test.drained()
+    assert len(await test.entries("orders")) == 1
+(event,) = sent
+assert {name: event[name] for name in ("id", "type", "subject", "correlationid", "data", "specversion")} == {
+    name: given[name] for name in ("id", "type", "subject", "correlationid", "data", "specversion")}
+assert event["traceparent"].startswith("00-") and event["source"] == "/services/bridge" and "causationid" not in event
 """,
 }
 # By page and the beginning of the block: why it is only compiled.
@@ -125,6 +181,11 @@ def test_a_block_that_is_wrong_is_noticed(language: str, text: str, complaint: s
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_pictures_are_what_their_script_draws() -> None:
+    for name, draw in diagrams.PICTURES.items():
+        assert (diagrams.IMAGES / name).read_text(encoding="utf-8") == draw().svg(), "run scripts/diagrams.py"
 
 
 def test_the_reference_has_every_public_name() -> None:
