@@ -62,8 +62,11 @@ test-faults: install system-packages  ## the tier of what happens when servers a
 faults: install system-packages  ## the same, whole; or for hours: make faults ARGS=--faults=long
 	$(PYTEST) tests/faults --faults=whole $(SIDE_BY_SIDE) $(ARGS)
 
+# Its notice of the end of Material for MkDocs: docs/decisions/0020-mkdocs-material-for-now.md.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
 .PHONY: lint
-lint: install tools system-packages  ## style, types, which module may import which, and every configuration by its own program
+lint: install tools system-packages  ## style, types, which module may import which, the documentation, every configuration
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/shellcheck scripts/*.sh
@@ -71,6 +74,7 @@ lint: install tools system-packages  ## style, types, which module may import wh
 	$(BIN)/lint-imports --no-logo --no-cache  # its cache does not notice modules that came since
 	$(BIN)/python -m observability.grafana.generate --check
 	$(BIN)/hadolint deploy/*/Dockerfile
+	$(MKDOCS) build  # not --quiet: it counts no warnings then
 	scripts/check_configuration.sh
 	scripts/check_units.sh
 
@@ -111,6 +115,12 @@ $(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
 	@echo "installing $<"
 	@$(PIP_INSTALL) --require-hashes --only-binary=:all: -r $<
 	@touch $@
+
+.PHONY: docs docs-serve
+docs: install  ## the documentation as a site, in build/site
+	$(MKDOCS) build $(ARGS)
+docs-serve: install  ## the same while you write, on http://127.0.0.1:8000
+	$(MKDOCS) serve $(ARGS)
 
 .PHONY: dashboards
 dashboards: install  ## writes Grafana's dashboards anew from observability/grafana/generate.py
