@@ -70,6 +70,12 @@ lint: install tools system-packages  ## style, types, which module may import wh
 	scripts/check_configuration.sh
 	scripts/check_units.sh
 
+# --- measure it
+
+.PHONY: bench-quick
+bench-quick: bench-install  ## what the budgets are about, in 90 seconds (one row: ARGS="--only publish --rounds 7")
+	$(BENCH_VENV)/bin/python -m benchmarks --quick $(ARGS)
+
 # --- set it up
 
 .PHONY: install
@@ -94,6 +100,18 @@ $(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
 dashboards: install  ## writes Grafana's dashboards anew from observability/grafana/generate.py
 	$(BIN)/python -m observability.grafana.generate
 
+# The bus beside its peers, whose dependencies are none of its own.
+BENCH_VENV := .venv-bench
+$(BENCH_VENV)/.ready: requirements/bench.txt
+	@echo "making $(BENCH_VENV): $<"
+	@rm -rf $(BENCH_VENV)
+	@$(BIN)/python -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r $<
+	@touch $@
+
+.PHONY: bench-install
+bench-install: $(VENV)/.runtime $(BENCH_VENV)/.ready  ## the environment of the benchmarks, with the peers, in .venv-bench
+
 .PHONY: system-packages
 system-packages:  ## a current Redis, libfaketime and systemd-analyze, where they are missing and apt-get can install them
 	@scripts/system_packages.sh
@@ -112,5 +130,5 @@ lock:  ## resolves the dependencies anew into requirements/ (ARGS=--upgrade for 
 
 .PHONY: clean
 clean:  ## removes what these targets made here; the caches outside the checkout stay
-	rm -rf $(VENV) .quantum build dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) .quantum build dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ compile requirements/test.txt pyproject.toml --all-extras --group test -c requir
 compile requirements/run.txt pyproject.toml --all-extras --group build --group stack -c requirements/dev.txt  # the demo and the stack
 compile requirements/services.txt pyproject.toml --all-extras -c requirements/dev.txt  # deploy/services/Dockerfile
 compile requirements/base.txt pyproject.toml -c requirements/dev.txt  # as users get it, without extras
+compile requirements/bench.txt pyproject.toml --extra otel --group bench -c requirements/dev.txt  # the bus beside its peers
 
 # The oldest versions pyproject.toml allows, under today's test tools.
 compile build/lowest.txt pyproject.toml --all-extras --resolution lowest-direct

@@ -1,0 +1,1 @@
+"""What the bus costs, beside Redis itself and beside its peers. See docs/performance.md."""
