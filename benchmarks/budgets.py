@@ -61,7 +61,9 @@ class Verdict:
 
     @property
     def missed(self) -> bool:
-        return self.value is not None and not self.budget.allows(self.value)
+        """Whether the budget is not kept, or cannot be told to be."""
+        held = self.budget.at_least is not None or self.budget.at_most is not None
+        return held and (self.value is None or not self.budget.allows(self.value))
 
     @property
     def text(self) -> str:

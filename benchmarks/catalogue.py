@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 Direction = Literal["more", "less"]
+
+RATE: Final[Mapping[str, tuple[str, Direction]]] = {"rate": ("messages/s", "more")}
+MICROS: Final[Mapping[str, tuple[str, Direction]]] = {"micros": ("µs", "less")}
+COST: Final[Mapping[str, tuple[str, Direction]]] = {"micros": ("µs a message", "less")}
+MEMORY: Final[Mapping[str, tuple[str, Direction]]] = {"megabytes": ("MB above the start", "less")}
+PERCENTILES: Final[Mapping[str, tuple[str, Direction]]] = {"p50": ("µs", "less"), "p99": ("µs", "less")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +48,9 @@ class Row:
     name: str
     title: str
     cases: tuple[Case, ...]
-    figures: dict[str, tuple[str, Direction]] = field(default_factory=lambda: dict(RATE))
+    figures: Mapping[str, tuple[str, Direction]] = RATE
     note: str = ""
 
-    def case(self, name: str) -> Case:
-        return next(case for case in self.cases if case.name == name)
-
-
-RATE: Final[dict[str, tuple[str, Direction]]] = {"rate": ("messages/s", "more")}
-MICROS: Final[dict[str, tuple[str, Direction]]] = {"micros": ("µs", "less")}
-PERCENTILES: Final[dict[str, tuple[str, Direction]]] = {"p50": ("µs", "less"), "p99": ("µs", "less")}
 
 RAW: Final = "raw redis-py"
 RAW_ON: Final = "raw redis-py, instrumented"
@@ -163,6 +162,64 @@ ROWS: Final = (
         ),
         figures=MICROS,
     ),
+    Row(
+        "memory",
+        "memory, a million messages",
+        (
+            Case("a consumer that drains", ("bus_growth", "memory-consume", *ALL), 1_000_000, once=True),
+            Case("a publisher, 100 in flight", ("bus_growth", "memory-publish", *ALL), 1_000_000, once=True),
+        ),
+        figures=MEMORY,
+    ),
+    Row(
+        "growth-publish",
+        "growth: publish, one at a time, into a stream that holds",
+        (
+            Case("1 k messages", ("bus_growth", "publish-into", "--spread", "1000", *ALL), 4_000),
+            Case("1 M messages", ("bus_growth", "publish-into", "--spread", "1000000", *ALL), 4_000),
+        ),
+        figures=COST,
+    ),
+    Row(
+        "growth-consume",
+        "growth: consume from a stream that holds, handled before",
+        (
+            Case("1 k messages", ("bus_growth", "consume-behind", "--spread", "1000", *ALL), 12_000),
+            Case("1 M messages", ("bus_growth", "consume-behind", "--spread", "1000000", *ALL), 12_000),
+        ),
+        figures=COST,
+    ),
+    Row(
+        "growth-subscribers",
+        "growth: consume, in one bus",
+        (
+            Case("1 subscriber", ("bus_growth", "subscribers", "--spread", "1", *ALL), 12_000),
+            Case("100 subscribers", ("bus_growth", "subscribers", "--spread", "100", *ALL), 12_000),
+        ),
+        figures=COST,
+        note="Each subscriber has a stream of its own, with its share of the messages.",
+    ),
+    Row(
+        "processes",
+        "consume with several processes of one group",
+        (
+            Case("1 process", ("bus_growth", "processes", "--spread", "1", *ALL), 20_000, once=True),
+            Case("2 processes", ("bus_growth", "processes", "--spread", "2", *ALL), 20_000, once=True),
+            Case("4 processes", ("bus_growth", "processes", "--spread", "4", *ALL), 20_000, once=True),
+        ),
+        note="On all cores, the server's included: what two cores can show of it.",
+    ),
+    Row(
+        "pipeline",
+        "log lines: file → collector → Loki",
+        (Case("all of it", ("pipeline", "lines"), 200_000, once=True),),
+        figures={
+            "lines_per_second": ("lines/s", "more"),
+            "missing": ("lines", "less"),
+            "collector_cpu": ("s / 1,000 lines", "less"),
+            "loki_cpu": ("s / 1,000 lines", "less"),
+        },
+    ),
 )
 
 
@@ -170,10 +227,10 @@ def chosen(*, quick: bool, only: str = "") -> Iterator[tuple[Row, Case]]:
     """What a run measures, in its order.
 
     Args:
-        only: part of a row's or a contestant's name; the contestants of a row that matches are all taken.
+        only: rows whose name begins with this.
     """
     for row in ROWS:
-        if only and only != row.name:
+        if not row.name.startswith(only):
             continue
         for case in row.cases:
             if case.quick or not quick:

@@ -87,10 +87,10 @@ def budget_table(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         budget = verdict.budget
-        measured = "" if verdict.value is None else f"{verdict.value:.2f}"
-        spread = "" if verdict.value is None else f"{verdict.lowest:.2f}–{verdict.highest:.2f}"
+        measured = "not measured" if verdict.value is None else _shown(verdict.value)
+        spread = "" if verdict.value is None else f"{_shown(verdict.lowest)}–{_shown(verdict.highest)}"
         held = budget.at_least is not None or budget.at_most is not None
-        kept = "" if verdict.value is None or not held else "**missed**" if verdict.missed else "kept"
+        kept = "**missed**" if verdict.missed else "kept" if held else ""
         towards = "" if budget.towards is None else f"{budget.towards:g}"
         title = next((row.title for row in ROWS if row.name == budget.row), budget.row)
         what = f"{title}{'' if budget.figure in {'rate', 'micros'} else f', {budget.figure}'}"
@@ -101,12 +101,21 @@ def budget_table(verdicts: Sequence[Verdict]) -> str:
     )
 
 
+def _shown(value: float) -> str:
+    return number(value) if value >= 100 else f"{value:.2f}"
+
+
 def about_lines(about: Mapping[str, Any]) -> str:
     """When, on what, with what."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"Measured {about['date']}, {about['rounds']} rounds, interleaved; medians, and of ratios the median of each "
         f"round's own. {about['machine']}. {versions}."
+    ) + (
+        f" Of {otlp['sampled']:,} spans that were to go out over OTLP the collector received {otlp['received']:,}: the "
+        "SDK's queue drops what the exporter cannot keep up with."
+        if (otlp := about.get("otlp"))
+        else ""
     )
 
 

@@ -110,6 +110,8 @@ def run_all(
             if case.once and number:
                 continue
             told(f"round {number + 1} of {rounds}: {row.title}: {case.name}")
+            if case.command[0] == "pipeline" and not (ROOT / "benchmarks/pipeline.py").exists():
+                continue
             outcome = run_once(case, url, count=max(1, int(case.count * (1 if case.once else share))), env=env)
             measured.setdefault(row.name, {}).setdefault(case.name, []).append(outcome["figures"])
     return measured

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from quantum_bus import Event, EventBus, setup_json_logging
 from quantum_bus.jsonlog import Logger, close_logging
@@ -31,6 +31,9 @@ from .trial import (
     percentiles,
 )
 
+# A subscriber has a connection of its own; redis-py's pool would stop at 100.
+CONNECTIONS: Final = 1_000
+
 
 @dataclass
 class Set:
@@ -51,7 +54,7 @@ async def set_up(trial: Trial) -> AsyncIterator[Set]:
     observed = Observed(trial.level)
     log = setup_json_logging(SERVICE, path=trial.folder / "bench.jsonl", announce=False) if trial.level.logs else None
     facts: dict[str, Any] = {}
-    bus = EventBus(trial.url, service=SERVICE)
+    bus = EventBus(f"{trial.url}?max_connections={CONNECTIONS}", service=SERVICE)
     try:
         yield Set(bus, log, facts)
     finally:

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import redis
-from hiredis import Reader, pack_command
+from hiredis import Reader, ReplyError, pack_command
 
 from quantum_bus.sync import EventBus
 
@@ -54,8 +54,8 @@ def fill(url: str, stream: str, entries: Sequence[Fields], count: int) -> None:
             while number:
                 reader.feed(connection.recv(1 << 20))
                 while (reply := reader.gets()) is not False:
-                    if isinstance(reply, Exception):
-                        raise RuntimeError(f"Redis refused an entry: {reply}")
+                    if isinstance(reply, ReplyError):
+                        raise reply
                     number -= 1
 
 
