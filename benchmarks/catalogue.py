@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Direction = Literal["more", "less"]
@@ -48,7 +48,7 @@ class Row:
     name: str
     title: str
     cases: tuple[Case, ...]
-    figures: Mapping[str, tuple[str, Direction]] = RATE
+    figures: Mapping[str, tuple[str, Direction]] = field(default_factory=lambda: RATE)
     note: str = ""
 
 

@@ -1,5 +1,7 @@
-"""What a run has measured, as a picture: one panel a row, one bar a contestant, a whisker from its lowest to its highest
-round. Pure: SVG by hand, so that the picture needs no plotting library."""
+"""What a run has measured, as a picture: one panel a row, one bar a contestant, a whisker over the rounds. Pure.
+
+SVG by hand, so that the picture needs no plotting library.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def colour(contestant: str) -> str:
 
 
 def text(x: float, y: float, words: str, *, fill: str = INK, anchor: str = "start", weight: int = 400) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" fill="{fill}" text-anchor="{anchor}" font-weight="{weight}">{escape(words)}</text>'
+    place = f'x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="{fill}" font-weight="{weight}">{escape(words)}</text>'
 
 
 def panel(row: Row, run: Run, top: float) -> tuple[list[str], float]:

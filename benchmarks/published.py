@@ -67,7 +67,9 @@ def headline(run: Run) -> str:
         )
         if (value := middle(run.measured, row, contestant, "micros")) is not None
     )
-    return f"{table(heads, lines)}\n\nA log record with bound context and three fields: {logs}.\n\n{about_lines(run.about)}"
+    return "\n\n".join(
+        (table(heads, lines), f"A log record with bound context and three fields: {logs}.", about_lines(run.about))
+    )
 
 
 def sections(run: Run, budgets: list[Budget]) -> dict[str, str]:

@@ -21,7 +21,7 @@ def lines(trial: Trial) -> Outcome:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if not done.stdout.startswith("["):
         raise RuntimeError(done.stderr[-2000:])
-    [run]: list[dict[str, Any]] = json.loads(done.stdout)
+    run: dict[str, Any] = json.loads(done.stdout)[0]
     return Outcome({name: run[name] for name in FIGURES}, run)
 
 
