@@ -37,10 +37,14 @@ SIDE_BY_SIDE := --numprocesses=4 --dist=worksteal
 FAULTS ?= short
 
 .PHONY: test
-test: tools lint system-packages  ## everything: lint and all tiers of tests
-	$(PYTEST) tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
+test: tools lint system-packages bench-install  ## everything: lint and all tiers of tests
+	$(PYTEST) tests/unit tests/contract tests/benchmarks $(SIDE_BY_SIDE) $(ARGS)
 	$(PYTEST) tests/faults --faults=$(FAULTS) $(SIDE_BY_SIDE) $(ARGS)
 	$(PYTEST) tests/packaging tests/stack $(ARGS)
+
+.PHONY: test-benchmarks
+test-benchmarks: install bench-install  ## the tier of what the benchmarks measure: that it is done, not how fast
+	$(PYTEST) tests/benchmarks $(ARGS)
 
 .PHONY: test-unit test-contract test-packaging
 test-unit test-contract test-packaging: test-%: install  ## one tier
@@ -72,9 +76,21 @@ lint: install tools system-packages  ## style, types, which module may import wh
 
 # --- measure it
 
+.PHONY: bench
+bench: install bench-install tools  ## the bus beside Redis and its peers, 15 min, against benchmarks/budgets.toml
+	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
 .PHONY: bench-quick
-bench-quick: bench-install  ## what the budgets are about, in 90 seconds (one row: ARGS="--only publish --rounds 7")
+bench-quick: bench-install  ## the same in 90 seconds: what most budgets are about (ARGS="--only latency --rounds 7")
 	$(BENCH_VENV)/bin/python -m benchmarks --quick $(ARGS)
+
+.PHONY: bench-micro
+bench-micro: bench-install  ## single steps of the hot path
+	$(BENCH_VENV)/bin/python -m pytest -c benchmarks/micro/pytest.ini benchmarks/micro $(ARGS)
+
+.PHONY: profile
+profile: bench-install  ## where each microsecond of a publish and of a handling goes
+	$(BENCH_VENV)/bin/python -m benchmarks.profiling $(ARGS)
 
 # --- set it up
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from .collector import collector
 from .runner import ROOT, ContestantFailed, Cores, pin, run_all, server
 
 RESULTS = ROOT / "benchmarks" / "results"
+BUDGETS = ROOT / "benchmarks" / "budgets.toml"
 LATEST = "latest"
 PUBLISHED = "published"
 PAGES = ("README.md", "docs/performance.md")
@@ -35,9 +37,9 @@ def main() -> int:
     )
     parser.add_argument("--pages", action="store_true", help="measure nothing; write those pages anew from that run")
     options = parser.parse_args()
-    kept = budgets.read((ROOT / "benchmarks/budgets.toml").read_text(encoding="utf-8"))
+    kept = budgets.read(BUDGETS.read_text(encoding="utf-8"))
     if options.pages:
-        _write_pages(published.load((RESULTS / f"{PUBLISHED}.json").read_text(encoding="utf-8")), kept)
+        write_pages()
         return 0
     partial = options.quick or bool(options.only)
     if options.commit and partial:
@@ -55,7 +57,7 @@ def main() -> int:
         _keep(run, verdicts, LATEST)
     if options.commit:
         _keep(run, verdicts, PUBLISHED)
-        _write_pages(run, kept)
+        write_pages()
     print(report.markdown(run, verdicts))
     missed = [verdict for verdict in verdicts if verdict.missed]
     for verdict in missed:
@@ -94,8 +96,13 @@ def _keep(run: report.Run, verdicts: list[budgets.Verdict], name: str) -> None:
     (RESULTS / f"{name}.svg").write_text(plot.svg(run), encoding="utf-8")
 
 
-def _write_pages(run: report.Run, kept: list[budgets.Budget]) -> None:
-    texts = published.sections(run, kept)
+def write_pages() -> None:
+    """Write the pages' sections anew from what is committed."""
+    texts = published.sections(
+        published.load((RESULTS / f"{PUBLISHED}.json").read_text(encoding="utf-8")),
+        budgets.read(BUDGETS.read_text(encoding="utf-8")),
+        json.loads((RESULTS / "profile.json").read_text(encoding="utf-8")),
+    )
     for page in PAGES:
         path = ROOT / page
         path.write_text(published.filled(path.read_text(encoding="utf-8"), texts), encoding="utf-8")

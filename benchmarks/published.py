@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .budgets import Budget, judge
 from .catalogue import ALL_ON, FASTSTREAM_OFF, FASTSTREAM_ON, RAW, ROWS
+from .places import place_table
 from .report import Run, about_lines, budget_table, ladder_table, middle, number, row_table, table
 
 _SECTION = re.compile(r"(<!-- benchmarks: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -72,13 +74,16 @@ def headline(run: Run) -> str:
     )
 
 
-def sections(run: Run, budgets: list[Budget]) -> dict[str, str]:
+def sections(run: Run, budgets: Sequence[Budget], profile: Mapping[str, Any]) -> dict[str, str]:
     """What can stand between markers, by name."""
     found = {
         "headline": headline(run),
         "about": about_lines(run.about),
         "budgets": budget_table([judge(budget, run.measured) for budget in budgets]),
         "ladder": ladder_table(run.measured),
+        "profile-about": f"Measured {profile['about']['date']}, {profile['about']['machine']}.",
+        "profile-publish": place_table(profile["publish"]),
+        "profile-consume": place_table(profile["consume"]),
     }
     for row in ROWS:
         found[row.name] = row_table(row, run.measured)

@@ -95,9 +95,21 @@ def budget_table(verdicts: Sequence[Verdict]) -> str:
         title = next((row.title for row in ROWS if row.name == budget.row), budget.row)
         what = f"{title}{'' if budget.figure in {'rate', 'micros'} else f', {budget.figure}'}"
         target = budget.text if held else f"× {budget.against}"
-        lines.append([what, budget.contestant, target, measured, spread, kept, towards, budget.held_back_by])
+        best = "" if verdict.value is None else _shown(verdict.best)
+        lines.append([what, budget.contestant, target, measured, spread, best, kept, towards, budget.held_back_by])
     return table(
-        ["what", "contestant", "target", "measured", "over the rounds", "", "then towards", "held back by"], lines
+        [
+            "what",
+            "contestant",
+            "target",
+            "measured",
+            "over the rounds",
+            "best rounds",
+            "",
+            "then towards",
+            "held back by",
+        ],
+        lines,
     )
 
 
@@ -126,5 +138,5 @@ def markdown(run: Run, verdicts: Sequence[Verdict]) -> str:
         parts += ["## The overhead ladder: publish, one at a time", ladder]
     for row in ROWS:
         if text := row_table(row, run.measured):
-            parts += [f"## {row.title[0].upper()}{row.title[1:]}", *([row.note] if row.note else []), text]
+            parts += [f"## {row.title}", *([row.note] if row.note else []), text]
     return "\n\n".join(parts) + "\n"

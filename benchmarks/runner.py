@@ -19,7 +19,7 @@ from quantum_bus.demo.redis_server import RedisProcess, start_redis
 from .catalogue import Case, Row
 
 ROOT: Final = Path(__file__).parents[1]
-TIMEOUT: Final = 240
+TIMEOUT: Final = 600
 
 
 class ContestantFailed(RuntimeError):
@@ -59,16 +59,29 @@ def server(cores: Cores) -> Iterator[RedisProcess]:
         yield process
 
 
-def run_once(case: Case, url: str, *, count: int | None = None, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run_once(
+    case: Case,
+    url: str,
+    *,
+    count: int | None = None,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    python: str | os.PathLike[str] = sys.executable,
+) -> dict[str, Any]:
     """Run a contestant on an emptied Redis; its outcome.
+
+    Args:
+        count: instead of the case's own.
+        options: further ones for the contestant.
+        python: of the environment it runs in.
 
     Raises:
         ContestantFailed: with the end of what it printed.
     """
     with redis.Redis.from_url(url) as client:
         client.flushall()
-    module, *options = case.command
-    command = [sys.executable, "-m", f"benchmarks.contestants.{module}", *options]
+    module, *given = case.command
+    command = [str(python), "-m", f"benchmarks.contestants.{module}", *given, *options]
     command += ["--url", url, "--count", str(count or case.count)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "QUANTUM_BUS_"))}
     try:

@@ -79,14 +79,28 @@ def main(workloads: Mapping[str, Workload]) -> None:
     parser.add_argument("--level", type=Level, choices=list(Level), default=Level.OFF)
     parser.add_argument("--spread", type=int, default=1)
     parser.add_argument("--to-file", action="store_true")
+    parser.add_argument(
+        "--profile", action="store_true", help="tell where the time went, too; figures are then of no use"
+    )
     options = parser.parse_args()
     workload = workloads[options.workload]
     with tempfile.TemporaryDirectory(prefix="quantum-bus-bench-") as folder:
         trial = Trial(
             options.url, options.count, options.level, Path(folder), spread=options.spread, to_file=options.to_file
         )
-        outcome = uvloop.run(workload(trial)) if inspect.iscoroutinefunction(workload) else workload(trial)
-    print(json.dumps({"figures": dict(outcome.figures), "facts": dict(outcome.facts)}))
+
+        def run() -> Outcome:
+            return uvloop.run(workload(trial)) if inspect.iscoroutinefunction(workload) else workload(trial)
+
+        if options.profile:
+            from .profiled import profiled
+
+            outcome, places = profiled(run)
+            facts = {**outcome.facts, "places": places}
+        else:
+            outcome = run()
+            facts = dict(outcome.facts)
+    print(json.dumps({"figures": dict(outcome.figures), "facts": facts}))
 
 
 class Tally:
