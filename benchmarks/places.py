@@ -18,9 +18,9 @@ _PLACES: Final = (
     (re.compile(r"/opentelemetry/sdk/metrics/"), "OpenTelemetry SDK: metrics"),
     (re.compile(r"/opentelemetry/sdk/"), "OpenTelemetry SDK: spans"),
     (re.compile(r"/opentelemetry/"), "OpenTelemetry API"),
-    (re.compile(r"/(?:uvloop|asyncio)/"), LOOP),
-    (re.compile(r"/redis/"), "redis-py"),
+    (re.compile(r"/redis/"), "redis-py"),  # its asyncio side, too
     (re.compile(r"/hiredis/"), "hiredis"),
+    (re.compile(r"/(?:uvloop|asyncio)/"), LOOP),
 )
 _OURS: Final = re.compile(r"/quantum_bus/([a-z_/]+?)(?:/__init__)?\.py$")
 

@@ -28,7 +28,7 @@ def number(value: float) -> str:
     """Three digits that matter, as a reader says them: 10.7 k, 237 k, 4.81."""
     if value >= 99_950:
         return f"{value / 1000:.0f} k"
-    if value >= 1000:
+    if value >= 999.5:
         return f"{value / 1000:.1f} k"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
