@@ -19,6 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = ROOT / "benchmarks" / "budgets.toml"
 LATEST = "latest"
 PUBLISHED = "published"
+PROFILE = "profile"
 PAGES = ("README.md", "docs/performance.md")
 QUICK_SHARE = 0.4
 
@@ -97,11 +98,15 @@ def _keep(run: report.Run, verdicts: list[budgets.Verdict], name: str) -> None:
 
 
 def write_pages() -> None:
-    """Write the pages' sections anew from what is committed."""
+    """Write the pages' sections anew from what is committed; they show a run and a profile, and wait for both."""
+    for name, command in ((PUBLISHED, "make bench"), (PROFILE, "make profile")):
+        if not (RESULTS / f"{name}.json").exists():
+            print(f"{' and '.join(PAGES)} wait for {command} ARGS=--commit")
+            return
     texts = published.sections(
         published.load((RESULTS / f"{PUBLISHED}.json").read_text(encoding="utf-8")),
         budgets.read(BUDGETS.read_text(encoding="utf-8")),
-        json.loads((RESULTS / "profile.json").read_text(encoding="utf-8")),
+        json.loads((RESULTS / f"{PROFILE}.json").read_text(encoding="utf-8")),
     )
     for page in PAGES:
         path = ROOT / page

@@ -11,13 +11,12 @@ from statistics import median
 from typing import Any, Final
 
 from . import machine, places
-from .__main__ import RESULTS, write_pages
+from .__main__ import PROFILE, RESULTS, write_pages
 from .catalogue import ALL_ON, OFF, RAW, ROWS
 from .runner import ContestantFailed, Cores, pin, run_once, server
 
 ROUNDS: Final = 5
 LATEST: Final = "latest-profile"
-PUBLISHED: Final = "profile"
 PROFILED: Final = {
     "publish": (ALL_ON, OFF, RAW),
     "consume": (ALL_ON, OFF, "raw redis-py, read 100, ack 100"),
@@ -36,7 +35,7 @@ def main() -> int:
             **{row: _row(row, redis.url) for row in PROFILED},
         }
     RESULTS.mkdir(exist_ok=True)
-    for name in (LATEST, PUBLISHED) if options.commit else (LATEST,):
+    for name in (LATEST, PROFILE) if options.commit else (LATEST,):
         (RESULTS / f"{name}.json").write_text(json.dumps(profile, indent=1) + "\n", encoding="utf-8")
     if options.commit:
         write_pages()
