@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import budgets, places, plot, published, report
+from benchmarks import budgets, places, plot, published, report, runner
 from benchmarks.budgets import Budget, judge
-from benchmarks.catalogue import ROWS, chosen
+from benchmarks.catalogue import ROWS, Case, Row, chosen
 from benchmarks.report import Run
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,23 @@ def test_a_quick_run_measures_budgets_in_pairs() -> None:
     for budget in KEPT:
         if (budget.row, budget.contestant) in quick and budget.at_least:
             assert (budget.row, budget.against) in quick, budget
+
+
+def test_rounds_are_interleaved_and_what_runs_once_runs_in_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def run_once(case: Case, url: str, *, count: int, **_: object) -> dict[str, Any]:
+        ran.append((case.name, count))
+        return {"figures": {"rate": float(len(ran))}}
+
+    monkeypatch.setattr(runner, "run_once", run_once)
+    cases = (Case("a", ("x",), 100), Case("b", ("x",), 10), Case("c", ("x",), 10, once=True))
+    row = Row("r", "r", cases)
+    measured = runner.run_all([(row, case) for case in cases], "redis://nowhere", rounds=2, share=0.5)
+    assert ran == [("a", 50), ("b", 5), ("c", 10), ("a", 50), ("b", 5)]
+    assert measured == {
+        "r": {"a": [{"rate": 1.0}, {"rate": 4.0}], "b": [{"rate": 2.0}, {"rate": 5.0}], "c": [{"rate": 3.0}]}
+    }
 
 
 def test_names_are_unique_within_a_row_and_rungs_on_the_ladder() -> None:
