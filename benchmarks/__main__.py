@@ -34,6 +34,9 @@ def main() -> int:
         "--only", default="", metavar="ROW", help=f"rows that begin so: {', '.join(row.name for row in ROWS)}"
     )
     parser.add_argument(
+        "--without", action="append", default=[], metavar="ROW", help="leave a row out; its budgets count as missed"
+    )
+    parser.add_argument(
         "--commit", action="store_true", help="make it the run that README.md and docs/performance.md show"
     )
     parser.add_argument("--pages", action="store_true", help="measure nothing; write those pages anew from that run")
@@ -45,7 +48,9 @@ def main() -> int:
     partial = options.quick or bool(options.only)
     if options.commit and partial:
         parser.error("--commit is for a whole run: leave out --quick and --only")
-    cases = list(chosen(quick=options.quick, only=options.only))
+    cases = [
+        (row, case) for row, case in chosen(quick=options.quick, only=options.only) if row.name not in options.without
+    ]
     if not cases:
         parser.error(f"--only {options.only}: no row begins so; there are {', '.join(row.name for row in ROWS)}")
 
