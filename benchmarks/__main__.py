@@ -128,3 +128,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ContestantFailed as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
