@@ -77,6 +77,7 @@ def measure(cases: list[tuple[Row, Case]], *, rounds: int, quick: bool) -> repor
     cores = Cores.shared_out()
     pin(os.getpid(), cores.client)
     about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "rounds": rounds, "quick": quick, "machine": machine.described()}
+    about["load"] = round(os.getloadavg()[0], 1)
     with ExitStack() as stack:
         redis = stack.enter_context(server(cores))
         about["versions"] = machine.versions(redis.server.version)

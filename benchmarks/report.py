@@ -119,10 +119,11 @@ def _shown(value: float) -> str:
 
 def about_lines(about: Mapping[str, Any]) -> str:
     """When, on what, with what."""
+    busy = f", load average {about['load']} before it began" if "load" in about else ""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"Measured {about['date']}, {about['rounds']} rounds, interleaved; medians, and of ratios the median of each "
-        f"round's own. {about['machine']}. {versions}."
+        f"round's own. {about['machine']}{busy}. {versions}."
     ) + (
         f" Of {otlp['sampled']:,} spans that were to go out over OTLP the collector received {otlp['received']:,}: the "
         "SDK's queue drops what the exporter cannot keep up with."
