@@ -104,16 +104,16 @@ def _keep(run: report.Run, verdicts: list[budgets.Verdict], name: str) -> None:
 
 
 def write_pages() -> None:
-    """Write the pages' sections anew from what is committed; they show a run and a profile, and wait for both."""
+    """Write table, picture and pages anew from the figures that are committed: a run and a profile, both."""
     for name, command in ((PUBLISHED, "make bench"), (PROFILE, "make profile")):
         if not (RESULTS / f"{name}.json").exists():
             print(f"{' and '.join(PAGES)} wait for {command} ARGS=--commit")
             return
-    texts = published.sections(
-        published.load((RESULTS / f"{PUBLISHED}.json").read_text(encoding="utf-8")),
-        budgets.read(BUDGETS.read_text(encoding="utf-8")),
-        json.loads((RESULTS / f"{PROFILE}.json").read_text(encoding="utf-8")),
-    )
+    run = published.load((RESULTS / f"{PUBLISHED}.json").read_text(encoding="utf-8"))
+    kept = budgets.read(BUDGETS.read_text(encoding="utf-8"))
+    _keep(run, [budgets.judge(budget, run.measured) for budget in kept], PUBLISHED)
+    profile = json.loads((RESULTS / f"{PROFILE}.json").read_text(encoding="utf-8"))
+    texts = published.sections(run, kept, profile)
     for page in PAGES:
         path = ROOT / page
         path.write_text(published.filled(path.read_text(encoding="utf-8"), texts), encoding="utf-8")

@@ -50,7 +50,7 @@ def shares(seen: Iterable[tuple[Stack, float]]) -> dict[str, float]:
     return {name: seconds / whole for name, seconds in sorted(sums.items(), key=lambda item: -item[1])}
 
 
-def place_table(profile: Mapping[str, Any], *, least: float = 0.1) -> str:
+def place_table(profile: Mapping[str, Any], *, least: float = 0.5) -> str:
     """Microseconds a message by place, the contestants side by side.
 
     Args:
@@ -64,7 +64,7 @@ def place_table(profile: Mapping[str, Any], *, least: float = 0.1) -> str:
     }
     names = sorted(
         {where for each in micros.values() for where in each},
-        key=lambda where: -max(m.get(where, 0) for m in micros.values()),
+        key=lambda where: (-max(each.get(where, 0.0) for each in micros.values()), where),
     )
     shown = [where for where in names if max(each.get(where, 0.0) for each in micros.values()) >= least]
     lines = [[where, *(_micros(micros[name].get(where)) for name in contestants)] for where in shown]

@@ -29,14 +29,9 @@ def dump(run: Run) -> str:
     """A run, to be kept: one line a contestant."""
     rows = []
     for row, contestants in run.measured.items():
-        lines = [f"   {json.dumps(name)}: {json.dumps(_rounded(rounds))}" for name, rounds in contestants.items()]
+        lines = [f"   {json.dumps(name)}: {json.dumps(list(rounds))}" for name, rounds in contestants.items()]
         rows.append(f"  {json.dumps(row)}: {{\n" + ",\n".join(lines) + "\n  }")
     return f'{{\n "about": {json.dumps(dict(run.about))},\n "measured": {{\n' + ",\n".join(rows) + "\n }\n}\n"
-
-
-def _rounded(rounds: object) -> object:
-    assert isinstance(rounds, (list, tuple))
-    return [{figure: float(f"{value:.5g}") for figure, value in each.items()} for each in rounds]
 
 
 def headline(run: Run) -> str:
