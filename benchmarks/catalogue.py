@@ -43,6 +43,7 @@ class Row:
     Attributes:
         figures: what each answers, by its name: the unit, and what is better.
         note: what a reader has to know.
+        compared: whether a ratio to the first contestant says anything.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     cases: tuple[Case, ...]
     figures: Mapping[str, tuple[str, Direction]] = field(default_factory=lambda: RATE)
     note: str = ""
+    compared: bool = True
 
 
 RAW: Final = "raw redis-py"
@@ -170,6 +172,7 @@ ROWS: Final = (
             Case("a publisher, 100 in flight", ("bus_growth", "memory-publish", *ALL), 1_000_000, once=True),
         ),
         figures=MEMORY,
+        compared=False,
     ),
     Row(
         "growth-publish",
@@ -219,6 +222,7 @@ ROWS: Final = (
             "collector_cpu": ("s / 1,000 lines", "less"),
             "loki_cpu": ("s / 1,000 lines", "less"),
         },
+        compared=False,
     ),
 )
 

@@ -52,16 +52,19 @@ def row_table(row: Row, measured: Measured) -> str:
     first = present[0].name
     heads = ["contestant"]
     for figure, (unit, _) in row.figures.items():
-        heads += [f"{figure}, {unit}" if len(row.figures) > 1 else unit, f"× {first}", "over the rounds"]
+        heads.append(f"{figure}, {unit}" if len(row.figures) > 1 else unit)
+        heads += [f"× {first}", "over the rounds"] if row.compared else []
     lines = []
     for case in present:
         cells = [case.name]
         for figure in row.figures:
             value = middle(measured, row.name, case.name, figure)
-            shares = ratios(measured, row.name, case.name, first, figure)
             assert value is not None
-            spread = f"{min(shares):.2f}–{max(shares):.2f}" if case.name != first and shares else ""
-            cells += [number(value), f"{median(shares):.2f}" if shares else "", spread]
+            cells.append(number(value))
+            if row.compared:
+                shares = ratios(measured, row.name, case.name, first, figure)
+                spread = f"{min(shares):.2f}–{max(shares):.2f}" if case.name != first else ""
+                cells += [f"{median(shares):.2f}", spread]
         lines.append(cells)
     return table(heads, lines)
 

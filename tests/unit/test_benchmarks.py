@@ -139,6 +139,14 @@ def test_the_report_names_what_was_missed_and_shows_every_contestant() -> None:
     assert text.count("µs a message") >= 1
 
 
+def test_a_figure_of_nothing_is_shown_where_figures_are_not_compared() -> None:
+    figures = {"lines_per_second": 30_000.0, "missing": 0.0, "collector_cpu": 0.021, "loki_cpu": 0.013}
+    row = next(row for row in ROWS if row.name == "pipeline")
+    assert "| all of it | 30.0 k | 0.00 | 0.02 | 0.01 |" in report.row_table(
+        row, {"pipeline": {"all of it": [figures]}}
+    )
+
+
 def test_each_rung_of_the_ladder_tells_what_it_adds() -> None:
     row = ROWS[0]
     rungs = sorted((case for case in row.cases if case.ladder), key=lambda case: case.ladder)
