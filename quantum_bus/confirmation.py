@@ -56,11 +56,7 @@ class Confirmation:
     ) -> None:
         self._outgoing = outgoing
         self._sending = sending
-        if commands is None and config.index is None:
-            commands = [addition(item, sending.correlation_id(item), sending, config.service) for item in outgoing]
-        elif commands is None:
-            commands = [_indexed_addition(item, sending, config.service, config.index) for item in outgoing]
-        self._commands = commands
+        self._commands = commands or _additions(outgoing, sending, config)
         self._replies: list[Any] = [None] * len(outgoing)
         self._wanted = wait_replicas or 0
         self._confirmed: list[Any] = [None] * len(outgoing)  # what WAIT said behind each
@@ -223,6 +219,12 @@ def addition(outgoing: Outgoing, correlation_id: str, sending: Sending, service:
         delay_ms=outgoing.delay_ms,
         dedupe_ms=outgoing.dedupe_ms,
     )
+
+
+def _additions(outgoing: Sequence[Outgoing], sending: Sending, config: BusConfig) -> list[Command]:
+    if config.index is None:
+        return [addition(item, sending.correlation_id(item), sending, config.service) for item in outgoing]
+    return [_indexed_addition(item, sending, config.service, config.index) for item in outgoing]
 
 
 def _indexed_addition(outgoing: Outgoing, sending: Sending, service: str, seconds: float) -> Command:

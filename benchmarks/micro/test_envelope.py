@@ -7,7 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.contestants.trial import EVENT, PAYLOAD, SERVICE
 from quantum_bus import Event, propagation
-from quantum_bus.envelope import Entry, Outgoing, decode, encode, prepare
+from quantum_bus.envelope import Entry, Outgoing, carried, decode, encode, prepare
 from quantum_bus.streams import add, pack
 
 LIMIT = 1_000_000
@@ -20,7 +20,7 @@ def prepared() -> Outgoing:
 def encoded(outgoing: Outgoing) -> list[bytes | str]:
     context = propagation.mint()
     return list(
-        encode(outgoing, correlation_id=f"{context.trace_id:032x}", context=context, baggage="", service=SERVICE)
+        encode(outgoing, correlation_id=f"{context.trace_id:032x}", carried=carried(context, ""), service=SERVICE)
     )
 
 
