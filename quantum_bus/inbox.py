@@ -21,10 +21,9 @@ from .envelope import Incoming
 from .errors import LeaseLost
 from .streams import Delivery
 
-# Messages are read ahead of their handlers as many as were handled in so many seconds, and no more than that many:
-# handlers that are fast find the next ones here instead of waiting for a read; slow ones leave them to others.
+# Messages are read ahead of their handlers as many as were handled in so many seconds, no more than may run at once,
+# and whole batches: fast handlers find the next ones here instead of waiting for a read, and slow ones leave them be.
 READ_AHEAD: Final = 0.01
-MOST_AHEAD: Final = 128
 # How often it is looked how fast they are, seconds.
 PACE_EVERY: Final = 0.005
 # Seconds after the last run's end when what was read ahead is given up.
@@ -146,20 +145,22 @@ class Inbox:
     def room(self) -> int:
         """Entries of each stream that may be read now; 0 where none may.
 
-        What is settling takes up no room, as long as it is no more than the consumer may hold: where Redis takes no
-        outcomes (a dead-letter key of the wrong type), reading on would fill the memory.
+        What is settling takes up no room, nor does what is read ahead, as long as both are no more than it may hold:
+        where Redis takes no outcomes (a dead-letter key of the wrong type), reading on would fill the memory.
         """
         if self._clock is not None:
             self._look_at_pace(self._clock())
-        room = (self.capacity + self._ahead - len(self._held) + min(self._settling, self.capacity)) // self._streams
-        if 0 < room < self._ahead // 2 and len(self._ready) >= self._concurrency * self._batch:
+        more = min(self._ahead + self._settling, self.capacity)
+        room = (self.capacity + more - len(self._held)) // self._streams
+        if 0 < room < self._ahead // 2 and 2 * len(self._ready) >= self._concurrency * self._batch:
             return 0  # the next runs are here already: a larger read serves better, a little later
         return room
 
     def _look_at_pace(self, now: float) -> None:
         passed = now - self._pace_since
         if passed >= PACE_EVERY:
-            self._ahead = min(MOST_AHEAD, int(self._ran / passed * READ_AHEAD))
+            batches = min(self._concurrency, int(self._ran / passed * READ_AHEAD) // self._batch)
+            self._ahead = batches * self._batch
             self._ran = 0
             self._pace_since = now
 

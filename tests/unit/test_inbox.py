@@ -295,14 +295,17 @@ def run_some(inbox: Inbox, count: int, first: int = 0) -> None:
 
 def test_fast_handlers_find_the_next_messages_here_as_many_as_take_a_hundredth_of_a_second() -> None:
     clock = Clock()
-    inbox = Inbox(concurrency=4, batch=1, streams=1, clock=clock)
-    assert inbox.room() == 4, "nothing is known yet"
-    for start in range(0, 1_000, 100):
-        run_some(inbox, 100, start)
+    inbox = Inbox(concurrency=20, batch=1, streams=1, clock=clock)
+    assert inbox.room() == 20, "nothing is known yet"
+    for start in range(0, 200, 20):
+        run_some(inbox, 20, start)
         clock.now += 0.02
         room = inbox.room()
-    assert room == 4 + 50
-    for number in range(2_000, 2_030):
+    assert room == 20 + 10
+    run_some(inbox, 200, 1_000)
+    clock.now += 0.02
+    assert inbox.room() == 20 + 20, "as many again as may run at once are the most"
+    for number in range(2_000, 2_035):
         inbox.take(held(number))
     assert inbox.room() == 0, "enough waits: the next read is to be a large one"
     clock.now += 1.0
