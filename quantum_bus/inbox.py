@@ -22,7 +22,7 @@ from .errors import LeaseLost
 from .streams import Delivery
 
 # Messages are read ahead of their handlers as many as were handled in so many seconds, no more than may run at once,
-# and whole batches: fast handlers find the next ones here instead of waiting for a read; slow ones leave them to others.
+# and whole batches: fast handlers find the next ones here instead of waiting for a read, and slow ones leave them be.
 READ_AHEAD: Final = 0.01
 # How often it is looked how fast they are, seconds.
 PACE_EVERY: Final = 0.005
