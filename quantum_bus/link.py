@@ -273,7 +273,7 @@ class Link:
         self._unanswered -= len(replies)
         for reply in replies:
             if not written:
-                self._drop(self._broken(RedisError("a reply came that nobody had asked for")))
+                self.lost(RedisError("a reply came that nobody had asked for"))
                 return
             request = written[0]
             request.replies.append(reply)
