@@ -1,12 +1,11 @@
 """MkDocs' hook: the pages are written to be read in the repository, and this makes a site of them.
 
 Links that lead out of docs/, to runbooks, configurations and examples, lead to copies inside the site, so that it needs
-no other server and no network. Decisions and runbooks are listed in the navigation by themselves.
+no other server and no network. Pages that mkdocs.yml does not name are listed by its patterns.
 """
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import re
 from pathlib import Path
@@ -24,12 +23,11 @@ _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|//)([^)\s#]+)(#[^)\s]*)?(?=\))")
 _CODE = re.compile(r"`[^`\n]*`")
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
-log = logging.getLogger(f"mkdocs.hooks.{Path(__file__).stem}")
-
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fills the sections that stand in mkdocs.yml as a pattern."""
-    config.nav = [_listed(item) for item in config.nav or []]
+    """Fills in what stands in mkdocs.yml as a pattern: the pages that are named nowhere else."""
+    named = set(_mentioned(config.nav))
+    config.nav = [_listed(item, named) for item in config.nav or []]
     return config
 
 
@@ -103,23 +101,24 @@ def _in_repository(uri: str) -> str:
     return uri.removeprefix(f"{COPIES}/") if uri.startswith(f"{COPIES}/") else f"docs/{uri}"
 
 
-def _listed(item: Any) -> Any:
+def _listed(item: Any, named: set[str]) -> Any:
     """An entry of the navigation, with a pattern such as `decisions/*.md` replaced by the files it names."""
     if isinstance(item, dict):
-        return {title: _listed(below) for title, below in item.items()}
+        return {title: _listed(below, named) for title, below in item.items()}
     if isinstance(item, list):
-        return [entry for below in item for entry in (_matching(below) if isinstance(below, str) else [_listed(below)])]
+        return [
+            entry
+            for below in item
+            for entry in (_matching(below, named) if isinstance(below, str) else [_listed(below, named)])
+        ]
     return item
 
 
-def _matching(uri: str) -> list[str]:
+def _matching(uri: str, named: set[str]) -> list[str]:
     if "*" not in uri:
         return [uri]
-    pattern = _in_repository(uri)
-    found = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
-    if not found:
-        log.warning("mkdocs.yml: nothing is called %s", pattern)
-    return [_in_site(path) for path in found]
+    found = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(_in_repository(uri))}
+    return [_in_site(path) for path in sorted(found - named)]
 
 
 def _mentioned(item: Any) -> list[str]:

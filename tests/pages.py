@@ -39,7 +39,9 @@ _PROGRAMS = """
     lokitool ls mkdir mv openssl otelcol-quantum pip printf promtool redis-server rm sed sha256sum sort source sudo
     systemctl systemd-sysusers systemd-tmpfiles tail touch umask unset uvicorn
 """
-FOREIGN = frozenset(_PROGRAMS.split())
+# What stands for a program of the reader's.
+_PLACEHOLDERS = "page-somebody"
+FOREIGN = frozenset([*_PROGRAMS.split(), *_PLACEHOLDERS.split()])
 OURS = frozenset({"cd", "make", "python", "python3", "quantum-bus", "redis-cli"})
 _COMMANDS = """
     ACL CONFIG DEL EXISTS EXPIRE GET HGETALL HLEN INFO KEYS MEMORY PING SCAN SET TYPE XACK XADD XDEL XGROUP XINFO XLEN
@@ -162,7 +164,7 @@ def commands(text: str) -> Iterator[list[str]]:
         if redirected:
             redirected = False
         elif re.fullmatch(r"[<>]+&?", token):
-            if command and command[-1].isdigit():
+            if command and command[-1] in {"1", "2"}:  # of `2>`
                 command.pop()
             redirected = True
         elif re.fullmatch(r"[;&|()]+", token):
