@@ -126,13 +126,10 @@ docs-serve: install  ## the same while you write, on http://127.0.0.1:8000
 dashboards: install  ## writes Grafana's dashboards anew from observability/grafana/generate.py
 	$(BIN)/python -m observability.grafana.generate
 
-<<<<<<< HEAD
 .PHONY: picture
 picture: $(VENV)/.runtime  ## the README's pictures, of what demo and trace really print
 	$(BIN)/python scripts/picture.py
 
-=======
->>>>>>> h/bench
 # The bus beside its peers, whose dependencies are none of its own.
 BENCH_VENV := .venv-bench
 $(BENCH_VENV)/.ready: requirements/bench.txt
