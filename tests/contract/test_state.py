@@ -273,7 +273,6 @@ def test_the_documented_user_may_ask_everything(client: redis.Redis, real_backen
     url = real_backend.url.replace("redis://", "redis://documented:secret@")
     try:
         with closing(make_client(url)) as own, closing(make_link(own, url)) as link:
-            own.ping()
             assert stream in answered(discover(), link.execute).streams
             state = answered(observe([stream]), link.execute)
     finally:
