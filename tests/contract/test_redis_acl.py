@@ -5,7 +5,6 @@ The lines are read from the page. Redis itself is asked what it refused whom: AC
 
 import asyncio
 import re
-import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from quantum_bus.cli.connection import make_client, make_link
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from quantum_bus.exporter import Exporter
 from quantum_bus.gauges import Gauge
+from quantum_bus.stopping import StopRequest
 from quantum_bus.streams import Keys
 from tests.contract.backends import Backend
 from tests.contract.conditions import PATIENCE, eventually, pause
@@ -302,7 +302,7 @@ def operate(url: str, admin: redis.Redis, stream: str) -> dict[str, Result]:
 def observe(url: str) -> list[Gauge]:
     """What the exporter sees at its first look."""
     seen: list[list[Gauge]] = []
-    stop = threading.Event()
+    stop = StopRequest()
 
     def see(found: list[Gauge]) -> None:
         seen.append(found)
