@@ -39,8 +39,9 @@ check observability/prometheus/tests "$tools/promtool" test rules observability/
 check observability/alertmanager/alertmanager.yml "$tools/amtool" check-config observability/alertmanager/alertmanager.yml
 check deploy/compose.yaml "$tools/compose-check" deploy/compose.yaml
 check deploy/prometheus/prometheus.yml "$tools/promtool" check config --syntax-only deploy/prometheus/prometheus.yml
+printf 'Bearer none' >"$work/authorization"
 for overlay in deploy/collector/*.yaml; do
     check "$overlay" env QUANTUM_COLLECTOR_STATE="$work" QUANTUM_OTLP_CERT=/c QUANTUM_OTLP_KEY=/k QUANTUM_OTLP_CLIENT_CA=/a \
-        QUANTUM_LOKI_AUTHORIZATION_FILE="$PWD/.editorconfig" "$tools/otelcol-quantum" validate --config=collector/config.yaml \
+        QUANTUM_LOKI_AUTHORIZATION_FILE="$work/authorization" "$tools/otelcol-quantum" validate --config=collector/config.yaml \
         --config="$overlay" --feature-gates=stanza.synchronousLogEmitter
 done
