@@ -98,15 +98,15 @@ def test_a_mistake_in_the_file_is_seen(right: str, wrong: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["collector", "loki", "prometheus", "alertmanager"])
 def test_no_option_that_make_stack_gives_a_program_is_missing_here_or_in_its_unit(name: str, stack: Stack) -> None:
-    started = {"collector": collector, "loki": loki, "prometheus": prometheus, "alertmanager": alertmanager}[name](stack)
+    make = {"collector": collector, "loki": loki, "prometheus": prometheus, "alertmanager": alertmanager}[name]
 
     def options(words: Iterable[str]) -> set[str]:
         return {word.partition("=")[0] for word in words if word.startswith("-")} - {"--log.level"}
 
     unit = (ROOT / f"deploy/systemd/quantum-{name}.service").read_text()
     typed = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
-    assert options(started.argv) <= options(model()["services"][name]["command"])
-    assert options(started.argv) <= options(typed.split())
+    assert options(make(stack).argv) <= options(model()["services"][name]["command"])
+    assert options(make(stack).argv) <= options(typed.split())
 
 
 def test_the_services_log_is_found_in_loki_under_the_containers_name(

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -24,7 +24,7 @@ class SignalAt:
         self._left = line
         self.sent = False
 
-    def __enter__(self) -> "SignalAt":
+    def __enter__(self) -> Self:
         self._former = sys.gettrace()
         sys.settrace(self._called)
         return self
