@@ -6,7 +6,6 @@ One thread looks, others ask for what it saw last: however many ask, and however
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,6 +18,7 @@ from .errors import QuantumBusError
 from .gauges import Collection, Gauge, gauges
 from .inquiry import answered
 from .state import BusState, observe
+from .stopping import StopRequest
 
 log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 
@@ -103,7 +103,7 @@ class Exporter:
         self._say_what_is_missing(state, len(wanted) - len(kept))
         return max(0.0, self._interval - (self._clock() - begun))
 
-    def run(self, stop: threading.Event, *, seen: Callable[[list[Gauge]], None] = lambda _: None) -> None:
+    def run(self, stop: StopRequest, *, seen: Callable[[list[Gauge]], None] = lambda _: None) -> None:
         """Look once an interval until ``stop``.
 
         Args:

@@ -18,6 +18,7 @@ from quantum_bus.errors import ConfigurationError
 from quantum_bus.exporter import DEFAULT_INTERVAL, DEFAULT_MAX_GROUPS, DEFAULT_MAX_STREAMS, Exporter
 from quantum_bus.gauges import Gauge
 from quantum_bus.jsonlog import setup_json_logging
+from quantum_bus.stopping import StopRequest
 
 SERVICE: Final = "quantum-bus-exporter"
 # Seconds that a send to the collector may take to end after a signal.
@@ -78,7 +79,7 @@ def exporter(
     source = Exporter(
         link, streams=wanted, prefix=prefix, interval=interval, max_streams=max_streams, max_groups=max_groups
     )
-    stop = threading.Event()
+    stop = StopRequest()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     server = None

@@ -41,6 +41,7 @@ from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, Pu
 from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
+from quantum_bus.stopping import StopRequest
 from quantum_bus.stream_names import StreamNames
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
@@ -140,7 +141,7 @@ class EventBus:
         self._counted = _Counted(self.config.service)
         self._heartbeat: Heartbeat | None = None
         self._begun = False
-        self._stop_requested = threading.Event()
+        self._stop_requested = StopRequest()
 
     # --- what to do ------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import re
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from quantum_bus.cli.connection import make_client, make_link
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from quantum_bus.exporter import Exporter
 from quantum_bus.gauges import Gauge
+from quantum_bus.stopping import StopRequest
 from quantum_bus.streams import Keys
+from quantum_bus.sync import EventBus as SyncEventBus
 from tests.contract.backends import Backend
 from tests.contract.conditions import PATIENCE, eventually, pause
 from tests.contract.twins import ASYNCIO, Buses
@@ -284,6 +288,10 @@ def typed(url: str, line: str, streams: dict[str, str]) -> Result:
 OPERATED = (
     "doctor",
     "lag",
+    "status",
+    "trace flow-1 --stream {plain}",
+    "tail {plain} --count 1",
+    "publish {plain} 1",
     "dlq list {stream}",
     "dlq show {stream} {dead}",
     "dlq replay {stream} {dead} --yes",
@@ -291,18 +299,53 @@ OPERATED = (
 )
 
 
-def operate(url: str, admin: redis.Redis, stream: str) -> dict[str, Result]:
-    """Every command once, with one dead letter to show and replay and one to purge."""
-    dead = {"data": "{}", "dlq.stream": stream, "dlq.id": "1-1", "dlq.group": "pay", "dlq.reason": "rejected"}
-    first, _ = (admin.xadd(Keys.of(stream, "pay").dead, dead) for _ in range(2))
+def flow_stream(server: RedisProcess) -> str:
+    """The name of a new stream with a flow on it, part of which is only due later."""
+    stream = prefix() + "flow"
+    with SyncEventBus(server.url, service="test") as bus:
+        for delay in (None, 3600.0):
+            bus.publish(stream, {}, correlation_id="flow-1", delay=delay)
+    return stream
+
+
+@contextmanager
+def messages_coming(admin: redis.Redis, stream: str) -> Iterator[None]:
+    """For what waits for one."""
+    over = threading.Event()
+
+    def add() -> None:
+        while not over.wait(0.02):
+            admin.xadd(stream, {"data": "{}"})
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        adding.join()
+
+
+def operate(
+    url: str, admin: redis.Redis, sick: str, plain: str, *, enough: Callable[[], bool] = lambda: False
+) -> dict[str, Result]:
+    """Every command once, with one dead letter to show and replay and one to purge; or until it is `enough`."""
+    dead = {"data": "{}", "dlq.stream": sick, "dlq.id": "1-1", "dlq.group": "pay", "dlq.reason": "rejected"}
+    first, _ = (admin.xadd(Keys.of(sick, "pay").dead, dead) for _ in range(2))
     admin.script_flush()
-    return {line: typed(url, line, {"stream": stream, "dead": first}) for line in OPERATED}
+    ended: dict[str, Result] = {}
+    for line in OPERATED:
+        with messages_coming(admin, plain) if line.startswith("tail") else nullcontext():
+            ended[line] = typed(url, line, {"stream": sick, "plain": plain, "dead": first})
+        if enough():
+            break
+    return ended
 
 
 def observe(url: str) -> list[Gauge]:
     """What the exporter sees at its first look."""
     seen: list[list[Gauge]] = []
-    stop = threading.Event()
+    stop = StopRequest()
 
     def see(found: list[Gauge]) -> None:
         seen.append(found)
@@ -324,29 +367,42 @@ def test_with_its_line_the_exporter_and_the_operator_are_told_everything(
     assert [value for _, value in seen[names.METRIC_EXPORTER_REFUSED]] == [0]
     assert any(sick in point.values() for point, _ in seen[names.METRIC_LAG])
     operator = made(admin, "operator")
-    ended = operate(url_for(server, operator), admin, sick)
+    ended = operate(url_for(server, operator), admin, sick, flow_stream(server))
     assert {line: result.exit_code for line, result in ended.items()} == {line: line == "doctor" for line in OPERATED}
     assert "overdue" in ended["doctor"].stdout
     assert "not-checked" not in ended["doctor"].stdout
+    trace = next(result.stdout for line, result in ended.items() if line.startswith("trace"))
+    assert "refused" not in trace
     assert admin.xlen(Keys.of(sick, "pay").dead) == 0
     assert refused.to(user) | refused.to(operator) <= UNNEEDED
 
 
 def test_the_exporter_and_the_operator_ask_for_every_command_of_their_lines(newest: RedisProcess) -> None:
     server, admin = newest, admin_of(newest)
-    sick, refused = sick_stream(admin), Refused(admin)
+    sick, plain, refused = sick_stream(admin), flow_stream(server), Refused(admin)
     users = {}
     for role in ("exporter", "operator"):
         for command in commands(role):
             user = made(admin, role, but=command)
             users[user] = command
             if role == "operator":
-                operate(url_for(server, user), admin, sick)
+                noticed = partial(lambda user, command: not refused.lacking({user: command}), user, command)
+                operate(url_for(server, user), admin, sick, plain, enough=noticed)
             else:
                 admin.script_flush()
                 observe(url_for(server, user))
     assert refused.lacking(users) == set()
     admin.close()
+
+
+@pytest.mark.parametrize("options", ["", "--delay 60", "--dedupe 60 --message-id one"])
+def test_a_publisher_may_publish_from_a_shell(options: str, server: RedisProcess, admin: redis.Redis) -> None:
+    user, refused, stream = made(admin, "publisher"), Refused(admin), prefix() + "orders"
+    for _ in range(2):
+        ended = typed(url_for(server, user), f"publish {{plain}} 1 {options}", {"plain": stream})
+        assert ended.exit_code == 0, ended.output
+    assert admin.xlen(stream) + admin.zcard(f"{{{stream}}}:due") == (1 if "dedupe" in options else 2)
+    assert refused.to(user) <= UNNEEDED
 
 
 @pytest.mark.parametrize("role", ["publisher", "consumer"])

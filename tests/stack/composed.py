@@ -190,7 +190,7 @@ class Engine(threading.Thread):
     CUT = 16 * 1024
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path, service: Mapping[str, Any]) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         options = service["logging"]
         assert options["driver"] == "json-file"
         self._attributes = {"tag": options["options"]["tag"].replace("{{.Name}}", service["container_name"])}
@@ -204,9 +204,10 @@ class Engine(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        assert self._process.stdout is not None
-        with self.file.open("a") as log:
-            for line in self._process.stdout:
+        output = self._process.stdout
+        assert output is not None
+        with output, self.file.open("a") as log:
+            for line in output:
                 for at in range(0, len(line), self.CUT):
                     text = line[at : at + self.CUT].decode(errors="replace")
                     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"

@@ -88,9 +88,15 @@ def test_a_mistake_in_any_configuration_fails_the_check(file: str, checkout: Pat
     text = (checkout / file).read_text()
     assert BROKEN[file][0] in text
     (checkout / file).write_text(text.replace(*BROKEN[file]))
-    checked = run(checkout / "scripts/check_configuration.sh")
+    checked = run(checkout / "scripts/check_configuration.sh", file)
     assert checked.returncode != 0, checked.stdout
     assert "not valid" in checked.stderr
+
+
+def test_a_file_that_nothing_checks_is_no_success(checkout: Path) -> None:
+    checked = run(checkout / "scripts/check_configuration.sh", "observability/loki/lokki.yaml")
+    assert checked.returncode != 0
+    assert "lokki.yaml: no configuration" in checked.stderr
 
 
 def test_without_the_programs_the_check_fails_and_says_what_to_type(tmp_path: Path) -> None:

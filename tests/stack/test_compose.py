@@ -7,7 +7,7 @@ the engine handles users, capabilities and read-only roots, how names are found)
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import httpx
 import pytest
 import redis
 
-from scripts.stack import Ports, Program, Stack, tool, wait_until
+from scripts.stack import ROOT, Ports, Program, Stack, alertmanager, collector, loki, prometheus, tool, wait_until
 from tests.stack.composed import COMPOSE, Composed, Engine, model
 from tests.stack.loki_reader import HOUR_NS, LokiReader
 from tests.stack.running import Running
@@ -44,7 +44,7 @@ def up(composed: Composed) -> Iterator[dict[str, Running]]:
     """Every service but Grafana, in the order they wait for each other; those on the bus log through the engine."""
     with ExitStack() as running:
         started: dict[str, Running] = {}
-        for name in ("redis", "loki", "alertmanager", "prometheus", "collector", "exporter"):
+        for name in ("redis", "alertmanager", "prometheus", "loki", "collector", "exporter"):
             program = composed.program(name)
             if name == "collector" and os.geteuid() == 0:
                 program = Program(name, (*NO_CAPABILITY, *program.argv), program.env, program.ready)
@@ -56,9 +56,10 @@ def up(composed: Composed) -> Iterator[dict[str, Running]]:
             process = subprocess.Popen(
                 program.argv, env=program.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
+            engine = Engine(process, composed.folder / "containers", composed.services[name])
+            running.callback(engine.join)  # it closes the pipe, once the process has gone
             running.callback(process.wait)
             running.callback(process.kill)
-            Engine(process, composed.folder / "containers", composed.services[name])
         yield started
 
 
@@ -93,6 +94,19 @@ def test_a_mistake_in_the_file_is_seen(right: str, wrong: str, tmp_path: Path) -
     (tmp_path / "compose.yaml").write_text(text.replace(right, wrong, 1))
     read = subprocess.run([tool("compose-check"), tmp_path / "compose.yaml"], capture_output=True, check=False)
     assert read.returncode != 0
+
+
+@pytest.mark.parametrize("name", ["collector", "loki", "prometheus", "alertmanager"])
+def test_no_option_that_make_stack_gives_a_program_is_missing_here_or_in_its_unit(name: str, stack: Stack) -> None:
+    make = {"collector": collector, "loki": loki, "prometheus": prometheus, "alertmanager": alertmanager}[name]
+
+    def options(words: Iterable[str]) -> set[str]:
+        return {word.partition("=")[0] for word in words if word.startswith("-")} - {"--log.level"}
+
+    unit = (ROOT / f"deploy/systemd/quantum-{name}.service").read_text()
+    typed = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert options(make(stack).argv) <= options(model()["services"][name]["command"])
+    assert options(make(stack).argv) <= options(typed.split())
 
 
 def test_the_services_log_is_found_in_loki_under_the_containers_name(
@@ -139,6 +153,14 @@ def test_prometheus_fetches_from_all_of_them(composed: Composed, up: dict[str, R
         return found == dict.fromkeys(("prometheus", "alertmanager", "loki", "collector", "services", "exporter"), "1")
 
     wait_until(all_up, timeout=90, what="every target up", interval=1)
+
+
+def test_prometheus_takes_what_lokis_ruler_records_at_the_address_that_loki_has(
+    composed: Composed, up: dict[str, Running]
+) -> None:
+    written = httpx.post(f"{up['loki'].program.env['QUANTUM_PROMETHEUS_URL']}/api/v1/write", content=b"nothing")
+    assert written.status_code == httpx.codes.BAD_REQUEST, written.text  # 404 where it takes nothing
+    assert "corrupt" in written.text
 
 
 def test_redis_lets_in_nobody_without_a_password(composed: Composed, up: dict[str, Running]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from quantum_bus.config import DEFAULT_STOP_TIMEOUT
+from scripts.stack import COLLECTOR_GOGC
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -21,6 +22,11 @@ DOCKERFILES = sorted(DEPLOY.glob("*/Dockerfile"))
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 HADOLINT = Path(sys.executable).with_name("hadolint")
 ON_THE_BUS = {"auto_executor", "portfolio", "ai_engine", "exporter", "redis"}
+ADDRESSES = {
+    "QUANTUM_LOKI_URL": "http://loki:3100",
+    "QUANTUM_PROMETHEUS_URL": "http://prometheus:9090",
+    "QUANTUM_ALERTMANAGER_URL": "http://alertmanager:9093",
+}
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+(?:\.\d+)?(?:-[\w.]+)*")
 
 
@@ -132,6 +138,42 @@ def test_prometheus_has_the_same_configuration_there_but_for_addresses() -> None
     assert without_addresses(there) == without_addresses(here)
     names = set(re.findall(r"([\w.]+):\d{4}\b", there.read_text(encoding="utf-8")))
     assert names - {"127.0.0.1"} <= set(SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("collector", "collector/config.yaml"),
+        ("loki", "observability/loki/loki.yaml"),
+        ("grafana", "observability/grafana/provisioning/datasources/quantum-bus.yaml"),
+    ],
+)
+def test_each_address_that_a_configuration_asks_for_is_that_of_a_container(name: str, file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    asked = set(re.findall(r"\$\{(?:env:)?(QUANTUM_(?:LOKI|PROMETHEUS|ALERTMANAGER)_URL)\b", text))
+    assert asked
+    given = {key: SERVICES[name]["environment"].get(key) for key in asked}
+    assert given == {key: ADDRESSES[key] for key in asked}
+
+
+def test_the_collectors_garbage_is_collected_as_make_stack_does_it() -> None:
+    assert SERVICES["collector"]["environment"]["GOGC"] == COLLECTOR_GOGC
+    assert f"GOGC={COLLECTOR_GOGC}" in directives(DEPLOY / "systemd/quantum-collector.service")["Environment"]
+
+
+def test_prometheus_takes_what_loki_records_and_is_stopped_after_it() -> None:
+    receiver = "--web.enable-remote-write-receiver"
+    assert receiver in SERVICES["prometheus"]["command"]
+    assert "prometheus" in SERVICES["loki"]["depends_on"]
+    prometheus, loki = (directives(DEPLOY / f"systemd/quantum-{name}.service") for name in ("prometheus", "loki"))
+    assert receiver in prometheus["ExecStart"][0].split()
+    assert "quantum-prometheus.service" in loki["After"][0].split()
+    listens = re.search(r"--web.listen-address=(\S+)", prometheus["ExecStart"][0])
+    assert listens
+    assert f"QUANTUM_PROMETHEUS_URL=http://{listens[1]}" in " ".join(loki["Environment"]).split()
+    # Where it is away Loki tries for a minute to hand over its last samples, and is not killed meanwhile.
+    assert int(loki["TimeoutStopSec"][0]) > 60
+    assert int(SERVICES["loki"]["stop_grace_period"].removesuffix("s")) > 60
 
 
 # --- Dockerfiles --------------------------------------------------------------------------------------------------

@@ -1,0 +1,98 @@
+"""A request to stop is safe to make from a signal handler, wherever in its wait the main thread just is."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Self
+
+import pytest
+
+from quantum_bus import stopping
+from quantum_bus.stopping import StopRequest
+from quantum_bus.sync import EventBus
+
+WAITS_IN = {stopping.__file__, threading.__file__}
+
+
+class SignalAt:
+    """Sends this process a signal as the main thread begins the n-th line of what waits."""
+
+    def __init__(self, number: int, line: int) -> None:
+        self._number = number
+        self._left = line
+        self.sent = False
+
+    def __enter__(self) -> Self:
+        self._former = sys.gettrace()
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._former)
+
+    def _called(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        return self._line if frame.f_code.co_filename in WAITS_IN and not self.sent else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        if event == "line" and not self.sent:
+            self._left -= 1
+            if self._left == 0:
+                self.sent = True
+                signal.raise_signal(self._number)
+        return self._line
+
+
+@pytest.fixture
+def _deaf() -> Iterator[None]:
+    """Before and after the wait SIGTERM does nothing."""
+    former = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, former)
+
+
+def run_a_bus(signalled: SignalAt) -> None:
+    bus = EventBus("redis://127.0.0.1:1/0", service="svc")
+    bus.start = bus.stop = lambda *_: None  # type: ignore[method-assign, assignment]
+    with signalled:
+        bus.run()
+
+
+def wait_for_it(signalled: SignalAt) -> None:
+    stop = StopRequest()
+    former = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        with signalled:
+            assert stop.wait()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("_deaf")
+@pytest.mark.parametrize("waits", [wait_for_it, run_a_bus])
+def test_a_signal_ends_the_wait_in_whichever_line_it_comes(waits: Callable[[SignalAt], None]) -> None:
+    for line in range(1, 100):
+        signalled = SignalAt(signal.SIGTERM, line)
+        # It waits, and has no further line before it is woken.
+        later = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
+        later.start()
+        waits(signalled)
+        later.cancel()
+        later.join()
+        if not signalled.sent:
+            break
+    assert 2 < line < 99
+
+
+def test_it_stays_set_and_a_wait_may_end_by_its_time() -> None:
+    stop = StopRequest()
+    assert not stop.wait(0.0)
+    assert not stop.wait(0.01)
+    assert not stop.is_set()
+    stop.set()
+    stop.set()
+    assert stop.wait(0.0)
+    assert stop.wait()
+    assert stop.is_set()
