@@ -97,14 +97,20 @@ class Refused:
         admin.acl_log_reset()
 
     def to(self, user: str) -> set[str]:
-        for entry in self._admin.acl_log(10_000):
-            self._found.setdefault(entry["username"], set()).add(entry["object"].lower())
-        self._admin.acl_log_reset()
+        self._read()
         return self._found.get(user, set())
+
+    def _read(self) -> None:
+        """In one transaction: what came between the two commands would be lost, and some is only refused once."""
+        with self._admin.pipeline(transaction=True) as both:
+            entries, _ = both.acl_log(100_000).acl_log_reset().execute()
+        for entry in entries:
+            self._found.setdefault(entry["username"], set()).add(entry["object"].lower())
 
     def lacking(self, users: dict[str, str]) -> set[str]:
         """Those commands of the users' that were not refused to them; 6.2 names no subcommand."""
-        asked = {user: self.to(user) for user in users}
+        self._read()
+        asked = {user: self._found.get(user, set()) for user in users}
         lacking = set()
         for user, command in users.items():
             name, _, _ = (whole := command.removeprefix("+")).partition("|")
