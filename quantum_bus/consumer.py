@@ -253,6 +253,16 @@ class Consumer:
     async def _release(self, given_up: Sequence[Held]) -> None:
         await self._say(self._sources.release([held.key for held in given_up]))
 
+    async def _hand_back(self, surplus: Sequence[Held]) -> None:
+        """Give up what was read ahead while this consumer goes on; what Redis does not confirm is looked for again."""
+        try:
+            replies = await self._commands.execute(*self._sources.release([held.key for held in surplus]))
+        except QuantumBusError as error:
+            replies = [error]
+        if any(isinstance(reply, Exception) for reply in replies):
+            self._lost = True
+            self._room.set()
+
     async def _say(self, commands: Sequence[streams.Command]) -> None:
         """Tell Redis what it finds out by itself, only later: leases run out, names are forgotten."""
         if commands:
@@ -315,11 +325,12 @@ class Consumer:
         while not self._stopping.is_set():
             try:
                 if self._lost:
+                    self._lost = False  # first: it may be found out anew meanwhile
                     await self._reader.identify()
                     if (refusal := await self._recover_own()) is not None:
+                        self._lost = True
                         await self._refused(refusal, backoff)
                         continue
-                    self._lost = False
                 self._room.clear()
                 room = self._circuit.room(self._inbox.room())
                 if room < 1:
@@ -761,7 +772,7 @@ class Consumer:
                 if refusal is not None:
                     journal.schedule_refused(self.config, refusal)
             if surplus := self._inbox.surplus():
-                await self._release(surplus)
+                await self._hand_back(surplus)
             if self._upkeep.pause() == 0:
                 for alarm in self._upkeep.answered(await self._ask(self._upkeep.commands())):
                     journal.stream_long(alarm, self._bus.cap)

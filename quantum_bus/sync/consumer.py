@@ -176,6 +176,17 @@ class Consumer:
             self._changed.notify_all()  # nothing is read any more: the writer may end
         self._say(self._sources.release([held.key for held in given_up]))
 
+    def _hand_back(self, surplus: Sequence[Held]) -> None:
+        """Give up what was read ahead while this consumer goes on; what Redis does not confirm is looked for again."""
+        try:
+            replies = self._commands.execute(*self._sources.release([held.key for held in surplus]))
+        except QuantumBusError as error:
+            replies = [error]
+        if any(isinstance(reply, Exception) for reply in replies):
+            with self._changed:
+                self._lost = True
+                self._changed.notify_all()
+
     def _say(self, commands: Sequence[streams.Command]) -> None:
         """Tell Redis what it finds out by itself, only later: leases run out, names are forgotten."""
         if commands:
@@ -272,11 +283,12 @@ class Consumer:
         while not self._stopping.is_set():
             try:
                 if self._lost:
+                    self._lost = False  # first: it may be found out anew meanwhile
                     self._reader.identify()
                     if (refusal := self._recover_own()) is not None:
+                        self._lost = True
                         self._refused(refusal, backoff)
                         continue
-                    self._lost = False
                 room = self._await_room()
                 if not room:
                     continue
@@ -670,7 +682,7 @@ class Consumer:
             with self._changed:
                 surplus = self._inbox.surplus()
             if surplus:
-                self._say(self._sources.release([held.key for held in surplus]))
+                self._hand_back(surplus)
             if self._upkeep.pause() == 0:
                 for alarm in self._upkeep.answered(self._ask(self._upkeep.commands())):
                     journal.stream_long(alarm, self._bus.cap)
