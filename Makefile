@@ -33,13 +33,15 @@ stack: $(VENV)/.runtime tools  ## the demo's services with the collector, Loki a
 # Side by side where tests mostly wait: for replies, and for leases that run out.
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := --numprocesses=4 --dist=worksteal
+# Processes that publish and handle under load want more of a core each.
+UNDER_LOAD := --numprocesses=3 --dist=worksteal
 # How much of the fault suite: short, whole or long; see tests/faults/README.md.
 FAULTS ?= short
 
 .PHONY: test
 test: tools lint system-packages bench-install  ## everything: lint and all tiers of tests
 	$(PYTEST) tests/unit tests/contract tests/benchmarks $(SIDE_BY_SIDE) $(ARGS)
-	$(PYTEST) tests/faults --faults=$(FAULTS) $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTEST) tests/faults --faults=$(FAULTS) $(UNDER_LOAD) $(ARGS)
 	$(PYTEST) tests/packaging tests/stack $(ARGS)
 
 .PHONY: test-benchmarks
@@ -56,11 +58,11 @@ test-stack: install tools  ## the tier on the real collector, Loki and their nei
 
 .PHONY: test-faults
 test-faults: install system-packages  ## the tier of what happens when servers and processes die, in its short form
-	$(PYTEST) tests/faults --faults=$(FAULTS) $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTEST) tests/faults --faults=$(FAULTS) $(UNDER_LOAD) $(ARGS)
 
 .PHONY: faults
 faults: install system-packages  ## the same, whole; or for hours: make faults ARGS=--faults=long
-	$(PYTEST) tests/faults --faults=whole $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTEST) tests/faults --faults=whole $(UNDER_LOAD) $(ARGS)
 
 # Its notice of the end of Material for MkDocs: docs/decisions/0020-mkdocs-material-for-now.md.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs

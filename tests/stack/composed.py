@@ -22,7 +22,7 @@ from typing import Any
 from scripts.stack import HOST, ROOT, Program, Stack, tool
 
 COMPOSE = ROOT / "deploy/compose.yaml"
-# What the images start, where compose.yaml names no program; Dockerfiles of ours are read in tests/stack/test_deploy.py.
+# What the images start, where compose.yaml names no program; test_deploy.py reads our Dockerfiles.
 ENTRYPOINTS = {
     "redis": [],
     "collector": ["otelcol-quantum"],
