@@ -4,6 +4,7 @@ With `CI=true` nothing may be skipped: a test that skips there fails, with its r
 """
 
 import re
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults", "how much of tests/faults is run; see tests/faults/README.md")
     group.addoption("--faults", choices=FORMS, default=SHORT, help="short: 2 minutes; whole: 10; long: hours")
     group.addoption("--faults-seed", type=int, default=1, help="what is drawn at random there, is drawn from")
+
+
+def pytest_configure() -> None:
+    """What is started in the background of a script ignores Ctrl-C, and so would every process that a test starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
