@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, NonRecordingSpan, SpanContext, SpanKind
 
 from . import names, propagation
 from .config import TraceMode
@@ -23,6 +23,7 @@ from .envelope import Incoming
 from .spans import Attributes, record_failure
 from .tally import Count
 from .telemetry import Telemetry
+from .tracing import add_attributes
 
 _NO_PARENT: Final = Context()
 
@@ -131,6 +132,7 @@ class Handling:
         self._error: Failure | None = None
         attributes = prepared.span_attributes.copy()
         correlation_id: str | None = first.correlation_id
+        above = INVALID_SPAN_CONTEXT
         if handlings.batch:
             links = [Link(item.context) for item in incoming]
             attributes[names.ATTR_BATCH_COUNT] = len(incoming)
@@ -149,15 +151,14 @@ class Handling:
                 attributes[names.ATTR_EVENT] = first.event
             parent = first.baggage
             if handlings.continues:
-                parent = propagation.with_span(NonRecordingSpan(first.context), parent)
+                above = first.context
+                parent = propagation.with_span(NonRecordingSpan(above), parent)
         if previous:
             links += [Link(context) for context in previous]
         if correlation_id is not None:
             attributes[names.ATTR_CONVERSATION_ID] = correlation_id
         self._started = perf_counter()
-        span = handlings.telemetry.tracer.start_span(
-            prepared.name, context=parent, kind=SpanKind.CONSUMER, attributes=attributes, links=links
-        )
+        span = handlings.telemetry.spans.start(prepared.name, parent, above, SpanKind.CONSUMER, attributes, links)
         context = span.get_span_context()
         if not context.is_valid:
             context = propagation.mint(sampled=handlings.telemetry.sampled)
@@ -196,7 +197,7 @@ class Handling:
             attributes = attributes | {names.ATTR_ERROR_TYPE: self._error.error_type}
             consumed = telemetry.consumed.of(attributes)
             record_failure(self._span, self._error)
-        self._span.set_attribute(names.ATTR_OUTCOME, self._outcome)
+        add_attributes(self._span, {names.ATTR_OUTCOME: self._outcome})
         telemetry.process_duration.record(elapsed, attributes, otel_context.get_current())
         consumed.add(count)
         self._handlings.moved(self._incoming[0].stream, -count)

@@ -16,7 +16,6 @@ from opentelemetry.trace import (
     SpanKind,
     Status,
     StatusCode,
-    Tracer,
     get_current_span,
 )
 
@@ -25,6 +24,7 @@ from .delivery import Failure
 from .envelope import Outgoing
 from .spans import CACHED_STREAMS, Attributes, record_failure
 from .tally import Count
+from .tracing import Spans, add_attributes
 
 _PRODUCER: Final = SpanKind.PRODUCER
 
@@ -55,14 +55,14 @@ class Sends:
 
     def __init__(
         self,
-        tracer: Tracer,
+        spans: Spans,
         common: Attributes,
         *,
         sampled: bool,
         send_baggage: bool,
         meter_provider: MeterProvider | None,
     ) -> None:
-        self.tracer = tracer
+        self.spans = spans
         self.sampled = sampled
         self.send_baggage = send_baggage
         self._common = common
@@ -149,7 +149,7 @@ class Sending:
         if one_flow and flow is not None:
             attributes[names.ATTR_CONVERSATION_ID] = flow
         self._started = perf_counter()
-        self._span = sends.tracer.start_span(span_name, current, _PRODUCER, attributes)
+        self._span = sends.spans.start(span_name, current, parent, _PRODUCER, attributes)
         own = self._span.get_span_context()
         if own.is_valid and own.span_id != parent.span_id:
             if one_flow and flow is None:
@@ -176,7 +176,7 @@ class Sending:
         _, attributes, sent = self._destination
         count = len(self._outgoing)
         if self._late:
-            span.set_attributes(self._late)
+            add_attributes(span, self._late)
         if error is not None:
             failure = Failure.of(error)
             attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}

@@ -20,6 +20,7 @@ from .breaker import CircuitState
 from .envelope import Outgoing
 from .sending import Sending, Sends
 from .spans import CACHED_STREAMS, Attributes
+from .tracing import Spans
 
 
 class Telemetry:
@@ -44,7 +45,7 @@ class Telemetry:
     ) -> None:
         self.sampled = sampled
         self.send_baggage = send_baggage
-        self.tracer = trace.get_tracer(names.INSTRUMENTATION_NAME, tracer_provider=tracer_provider)
+        self.spans = Spans(lambda: trace.get_tracer(names.INSTRUMENTATION_NAME, tracer_provider=tracer_provider))
         meter = metrics.get_meter(names.INSTRUMENTATION_NAME, meter_provider=meter_provider)
         self.consumed, self.process_duration = tally.instruments(
             meter_provider,
@@ -94,7 +95,7 @@ class Telemetry:
             if server[1] is not None:
                 self._common[names.ATTR_SERVER_PORT] = server[1]
         self.sends = Sends(
-            self.tracer,
+            self.spans,
             self._common,
             sampled=sampled,
             send_baggage=send_baggage,
