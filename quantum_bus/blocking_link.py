@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -88,11 +89,20 @@ class Link:
                 replies[index] = self.execute(text, timeout=timeout)[0]
         return replies
 
-    def ask(self, packed: bytes, expected: int, *, timeout: float | None = None) -> list[Reply]:
+    def ask(
+        self,
+        packed: bytes,
+        expected: int,
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[Reply]:
         """As :meth:`execute`, for commands that are packed already, and none of which calls a script by its digest.
 
         Args:
             expected: how many commands that are.
+            meanwhile: called while the server is at work, where the caller itself waits for its replies; must not
+                raise.
         """
         request = _Request(packed, expected)
         deadline = monotonic() + (self._timeout if timeout is None else timeout)
@@ -106,7 +116,7 @@ class Link:
         if request.wake is not None:
             request.wake.wait(max(0.0, deadline - monotonic()))
         if request.leads:
-            self._lead(request, deadline)
+            self._lead(request, deadline, meanwhile)
         if not request.done:
             self._give_up(request)
         if request.error is None:
@@ -144,11 +154,14 @@ class Link:
 
     # --- leading ---------------------------------------------------------------------------------
 
-    def _lead(self, mine: _Request, deadline: float) -> None:
+    def _lead(self, mine: _Request, deadline: float, meanwhile: Callable[[], None] | None) -> None:
         try:
             while not mine.done:
                 if not self._written:
                     self._write()
+                    if meanwhile is not None:
+                        meanwhile()
+                        meanwhile = None
                 if not self._read(deadline):
                     break
         except QuantumBusError as error:

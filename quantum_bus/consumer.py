@@ -585,21 +585,26 @@ class Consumer:
             if (held := self._inbox.postpone(key)) is not None:
                 self._post(held, delivery.WAIT_FOR_THE_OTHER)
 
-    async def _begin(self, runs: Sequence[_Turn]) -> None:
+    def _begin(self, runs: Sequence[_Turn]) -> Coroutine[Any, Any, None]:
         """Note in Redis that handlers begin, so that a run whose process dies is counted; then let them.
 
         That the note is on its way is enough, where the server is known to understand it.
         """
         commands = self._sources.begin([held for run in runs for held in run.given])
         started = _Once(lambda: self._start(runs))
-        try:
-            replies = await self._commands.execute(*commands, written=started if self._noted else None)
-        except QuantumBusError:
-            return  # counted as not begun, should the process die now
-        finally:
-            started.set()
-        self._noted = all(isinstance(reply, list) for reply in replies)
-        self._not_owned(self._sources.not_owned(commands, replies))
+        request = self._commands.send(*commands, written=started if self._noted else None)
+
+        async def noted() -> None:
+            try:
+                replies = await request
+            except QuantumBusError:
+                return  # counted as not begun, should the process die now
+            finally:
+                started.set()
+            self._noted = all(isinstance(reply, list) for reply in replies)
+            self._not_owned(self._sources.not_owned(commands, replies))
+
+        return noted()
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         self._inbox.ran(self._runs.pop(task))
@@ -733,10 +738,10 @@ class Consumer:
             if pause is None or pause > 0:
                 await _wait(self._posted, pause)
                 continue
-            commands = self._outbox.take()
-            self._handlings.tell()
+            request = self._commands.send(*self._outbox.take())
+            self._handlings.tell()  # while Redis is at work
             try:
-                answered = self._outbox.answered(await self._commands.execute(*commands))
+                answered = self._outbox.answered(await request)
             except QuantumBusError as error:
                 answered = self._outbox.failed(error)
             journal.outcomes_refused(answered.refused)

@@ -23,7 +23,6 @@ from .envelope import Incoming
 from .spans import Attributes, record_failure
 from .tally import Count
 from .telemetry import Telemetry
-from .tracing import add_attributes
 
 _NO_PARENT: Final = Context()
 
@@ -86,7 +85,8 @@ class Handlings:
             self._in_flight[stream] += count
 
     def tell(self) -> None:
-        """Have the metric say how many there are by now."""
+        """Have the metrics say how many there are by now, and how long those that have ended took."""
+        self.telemetry.process_duration.tell()
         if not self._in_flight:
             return
         with self._lock:
@@ -106,6 +106,7 @@ class Handling:
     """
 
     __slots__ = (
+        "_begun",
         "_causation_id",
         "_context",
         "_correlation_id",
@@ -158,11 +159,14 @@ class Handling:
         if correlation_id is not None:
             attributes[names.ATTR_CONVERSATION_ID] = correlation_id
         self._started = perf_counter()
-        span = handlings.telemetry.spans.start(prepared.name, parent, above, SpanKind.CONSUMER, attributes, links)
-        context = span.get_span_context()
-        if not context.is_valid:
+        begun = handlings.telemetry.spans.begin(prepared.name, parent, above, SpanKind.CONSUMER, attributes, links)
+        context = begun.context
+        if context.is_valid:
+            span = begun.span()
+        else:
             context = propagation.mint(sampled=handlings.telemetry.sampled)
             span = NonRecordingSpan(context)
+        self._begun = begun
         self._span = span
         self.span_context = context
         self._context = propagation.with_span(span, parent)
@@ -197,7 +201,7 @@ class Handling:
             attributes = attributes | {names.ATTR_ERROR_TYPE: self._error.error_type}
             consumed = telemetry.consumed.of(attributes)
             record_failure(self._span, self._error)
-        add_attributes(self._span, {names.ATTR_OUTCOME: self._outcome})
+        self._begun.put(names.ATTR_OUTCOME, self._outcome)
         telemetry.process_duration.record(elapsed, attributes, otel_context.get_current())
         consumed.add(count)
         self._handlings.moved(self._incoming[0].stream, -count)

@@ -1,10 +1,10 @@
 """One connection to Redis that many coroutines share.
 
-What is asked for within one turn of the event loop is written together, so that concurrent publishes share round trips;
-replies come back in order, and all that arrive together are given to their callers in one pass. redis-py opens the
-connection (TLS, ACL users, Sentinel and Unix sockets stay its business); its client layer, and with it its retries, is
-passed by. Nothing of what is done here is seen by opentelemetry-instrumentation-redis, which instruments that layer:
-the bus makes its own spans.
+What is asked for while replies are due is written together, once a turn of the event loop, so that concurrent publishes
+share round trips; with none due, it is written at once. Replies come back in order, and all that arrive together are
+given to their callers in one pass. redis-py opens the connection (TLS, ACL users, Sentinel and Unix sockets stay its
+business); its client layer, and with it its retries, is passed by. Nothing of what is done here is seen by
+opentelemetry-instrumentation-redis, which instruments that layer: the bus makes its own spans.
 
 A request cancelled before it is written is never written. One cancelled later may have been carried out; its reply is
 read and dropped, and the connection goes on.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -98,10 +99,24 @@ class Link:
                 connection that broke since the last request: who reads over it has to know that it is another one now.
             ConfigurationError: Redis refused the credentials.
         """
+        return await self.send(*commands, timeout=timeout, written=written)
+
+    def send(
+        self, *commands: Command, timeout: float | None = None, written: asyncio.Event | None = None
+    ) -> Coroutine[Any, Any, list[Reply]]:
+        """As :meth:`execute`; they are on their way before the coroutine is awaited, which must be done."""
         if self._unnoticed is not None:
             lost, self._unnoticed = self._unnoticed, None
-            raise lost
-        replies = await self.ask(streams.pack(commands), len(commands), timeout=timeout, written=written)
+            future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+            future.set_exception(lost)
+        else:
+            future = self.ask(streams.pack(commands), len(commands), timeout=timeout, written=written)
+        return self._replies(commands, future, timeout)
+
+    async def _replies(
+        self, commands: Sequence[Command], future: asyncio.Future[list[Reply]], timeout: float | None
+    ) -> list[Reply]:
+        replies = await future
         for index, reply in enumerate(replies):
             if (
                 type(reply) is not bytes
@@ -137,9 +152,17 @@ class Link:
         if until < self._timer_at:
             self._wake_at(until)
         if not self._flushing:
-            self._flushing = True
-            loop.call_soon(self._flush)
+            if self._written or self._wire is None:
+                self._flushing = True
+                loop.call_soon(self._flush)
+            else:  # nothing is under way that others would ride with
+                self._flush()
         return future
+
+    @property
+    def alone(self) -> bool:
+        """Whether at most one request is under way: who made it has nothing else to wait for."""
+        return len(self._written) + len(self._waiting) <= 1
 
     async def execute_one(self, command: Command, *, timeout: float | None = None) -> Reply:
         """As :meth:`execute`, for one command."""

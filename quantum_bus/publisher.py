@@ -107,8 +107,10 @@ class Publisher:
                 # The first try is all, but once in a blue moon: it needs no Confirmation, whose state takes 5 µs.
                 correlation_id = sending.correlation_id(outgoing)
                 command = addition(outgoing, correlation_id, sending, self._config.service)
+                request = self._link.ask(streams.pack_one(command), 1, until=deadline)
+                sending.on_its_way(alone=self._link.alone)
                 try:
-                    (reply,) = await self._link.ask(streams.pack_one(command), 1, until=deadline)
+                    (reply,) = await request
                 except (ConnectionLost, TimeoutError) as error:
                     reply = error
                 if type(reply) is bytes:

@@ -24,7 +24,7 @@ from .delivery import Failure
 from .envelope import Outgoing
 from .spans import CACHED_STREAMS, Attributes, record_failure
 from .tally import Count
-from .tracing import Spans, add_attributes
+from .tracing import Begun, Spans
 
 _PRODUCER: Final = SpanKind.PRODUCER
 
@@ -96,13 +96,12 @@ class Sending:
     """
 
     __slots__ = (
+        "_begun",
         "_current",
         "_destination",
-        "_late",
         "_many",
         "_outgoing",
         "_sends",
-        "_span",
         "_started",
         "carried",
         "context",
@@ -114,8 +113,8 @@ class Sending:
         self._destination = sends.destination(stream)
         self._outgoing = outgoing
         self._many = many
-        self._late: Attributes = {}  # attributes that are known once the span has begun: set together, when it ends
         self.failed = 0
+        self._begun: Begun
 
     def correlation_id(self, outgoing: Outgoing) -> str:
         """The id the caller named or is in the flow of, else that of the trace this publish is in."""
@@ -123,7 +122,17 @@ class Sending:
 
     def sent(self, entry_id: str) -> None:
         """Redis stored the message under this id."""
-        self._late[names.ATTR_ENTRY_ID] = entry_id
+        self._begun.put(names.ATTR_ENTRY_ID, entry_id)
+
+    def on_its_way(self, *, alone: bool = True) -> None:
+        """The message is written: what can be done while Redis is at work is done now.
+
+        Args:
+            alone: nothing else waits to be done.
+        """
+        self._begun.span()
+        if alone:
+            self._sends.duration.tell()
 
     def __enter__(self) -> Self:
         sends = self._sends
@@ -149,11 +158,11 @@ class Sending:
         if one_flow and flow is not None:
             attributes[names.ATTR_CONVERSATION_ID] = flow
         self._started = perf_counter()
-        self._span = sends.spans.start(span_name, current, parent, _PRODUCER, attributes)
-        own = self._span.get_span_context()
+        begun = self._begun = sends.spans.begin(span_name, current, parent, _PRODUCER, attributes)
+        own = begun.context
         if own.is_valid and own.span_id != parent.span_id:
             if one_flow and flow is None:
-                self._late[names.ATTR_CONVERSATION_ID] = "%032x" % own.trace_id  # noqa: UP031
+                begun.put(names.ATTR_CONVERSATION_ID, "%032x" % own.trace_id)  # noqa: UP031
         elif parent.is_valid:
             own = propagation.child_of(parent)
         else:
@@ -171,12 +180,10 @@ class Sending:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        sends, span = self._sends, self._span
+        sends, span = self._sends, self._begun.span()
         elapsed = perf_counter() - self._started
         _, attributes, sent = self._destination
         count = len(self._outgoing)
-        if self._late:
-            add_attributes(span, self._late)
         if error is not None:
             failure = Failure.of(error)
             attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}

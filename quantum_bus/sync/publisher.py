@@ -107,7 +107,9 @@ class Publisher:
                 correlation_id = sending.correlation_id(outgoing)
                 command = addition(outgoing, correlation_id, sending, self._config.service)
                 try:
-                    (reply,) = self._link.ask(streams.pack_one(command), 1, timeout=timeout)
+                    (reply,) = self._link.ask(
+                        streams.pack_one(command), 1, timeout=timeout, meanwhile=sending.on_its_way
+                    )
                 except ConnectionLost as error:
                     reply = error
                 if type(reply) is bytes:

@@ -59,3 +59,21 @@ def test_who_leads_while_the_link_is_closed_is_told_that_the_connection_is_lost(
     assert not pool.connection.connected
     with pytest.raises(ConnectionLost, match="closed its connection"):
         link.execute(("PING",))
+
+
+def test_what_is_to_be_done_meanwhile_is_done_between_the_writing_and_the_reading() -> None:
+    done: list[str] = []
+
+    class Watched(Connection):
+        def send_packed_command(self, command: Any, check_health: bool) -> None:
+            done.append("written")
+
+        def read_response(self, **options: Any) -> bytes:
+            done.append("read")
+            return b"PONG"
+
+    pool = Pool()
+    link = Link(pool, timeout=1.0, where="here")
+    pool.connection = Watched("", None)
+    assert link.ask(b"PING", 2, meanwhile=lambda: done.append("meanwhile")) == [b"PONG", b"PONG"]
+    assert done == ["written", "meanwhile", "read", "read"]

@@ -105,9 +105,26 @@ def echo(text: str) -> tuple[str, str]:
 async def test_what_is_asked_within_one_turn_is_written_together_and_each_gets_its_own(
     server: Server, link: Link
 ) -> None:
-    replies = await asyncio.gather(*(link.execute(echo(f"{n}"), echo(f"{n}b")) for n in range(50)))
-    assert replies == [[b"%d" % n, b"%db" % n] for n in range(50)]
-    assert len(server.arrivals) == 1
+    server.hold()
+    first = link.ask(streams.pack_one(echo("first")), 1)
+    await server.has(b"first")
+    asked = [asyncio.ensure_future(link.execute(echo(f"{n}"), echo(f"{n}b"))) for n in range(50)]
+    await asyncio.sleep(0.01)
+    assert not link._waiting, "written, in one go"
+    server.answer()
+    assert await first == [b"first"]
+    assert await asyncio.gather(*asked) == [[b"%d" % n, b"%db" % n] for n in range(50)]
+    assert len(server.arrivals) == 2
+
+
+async def test_with_no_reply_due_it_is_written_at_once(server: Server, link: Link) -> None:
+    written = asyncio.Event()
+    request = link.send(echo("first"), written=written)
+    assert written.is_set()
+    assert link.alone
+    second = link.send(echo("second"))
+    assert not link.alone
+    assert (await request, await second) == ([b"first"], [b"second"])
 
 
 async def test_what_is_asked_while_a_reply_is_due_does_not_wait_for_it(server: Server, link: Link) -> None:
@@ -122,11 +139,12 @@ async def test_what_is_asked_while_a_reply_is_due_does_not_wait_for_it(server: S
 
 
 async def test_a_request_cancelled_before_it_is_written_never_is(server: Server, link: Link) -> None:
+    first = link.ask(streams.pack_one(echo("first")), 1)
     cancelled = link.ask(streams.pack_one(echo("cancelled")), 1)
     other = link.ask(streams.pack_one(echo("other")), 1)
     cancelled.cancel()
-    assert await other == [b"other"]
-    assert server.said == [b"other"]
+    assert [await first, await other] == [[b"first"], [b"other"]]
+    assert server.said == [b"first", b"other"]
 
 
 async def test_the_reply_to_a_request_cancelled_later_is_dropped_and_the_connection_goes_on(

@@ -144,6 +144,17 @@ def test_no_more_durations_are_kept_than_the_bound() -> None:
     assert told == [float(number) for number in range(tally.MOST_KEPT)]
 
 
+def test_kept_durations_are_told_when_there_is_time() -> None:
+    collected = Collected()
+    _, durations = instruments(collected.provider)
+    kept: Any = durations
+    kept.record(1.0, {}, Context())
+    assert kept._pending
+    kept.tell()
+    assert not kept._pending
+    assert collected.durations() == [(1, 1.0)]
+
+
 def test_threads_lose_no_duration() -> None:
     collected = Collected()
     _, durations = instruments(collected.provider)

@@ -1,5 +1,6 @@
 """The short way to a span: the same one as through OpenTelemetry's API, whatever the SDK is set up for."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -28,7 +29,6 @@ from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
     ProxyTracerProvider,
-    Span,
     SpanContext,
     SpanKind,
     Status,
@@ -39,7 +39,7 @@ from opentelemetry.trace import (
 )
 
 from quantum_bus import tracing
-from quantum_bus.tracing import Spans, add_attributes, short_way
+from quantum_bus.tracing import Begun, Spans, short_way
 
 ATTRIBUTES = {"messaging.system": "redis", "messaging.message.body.size": 12, "messaging.message.id": "m"}
 
@@ -108,9 +108,9 @@ def one_way(quick: bool, sampler: str, *, random: bool, limits: SpanLimits | Non
     provider.add_span_processor(Touching())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("quantum_bus", "1")
-    start = short_way(tracer) if quick else None
-    assert (start is not None) is quick
-    return start or tracing._through_the_api(tracer), exporter
+    begin = short_way(tracer) if quick else None
+    assert (begin is not None) is quick
+    return begin or tracing._through_the_api(tracer), exporter
 
 
 def facts(spans: Sequence[ReadableSpan]) -> list[Any]:
@@ -163,16 +163,19 @@ def test_the_span_is_that_of_the_api(
     context = set_span_in_context(NonRecordingSpan(parent), Context()) if parent.is_valid else Context()
     seen = []
     for quick in (False, True):
-        start, exporter = one_way(quick, sampler, random=random)
-        span: Span = start("send s", context, parent, SpanKind.PRODUCER, attributes.copy(), [Link(c) for c in links])
+        begin, exporter = one_way(quick, sampler, random=random)
+        begun: Begun = begin("send s", context, parent, SpanKind.PRODUCER, attributes.copy(), [Link(c) for c in links])
+        begun.put("early", 1)
+        span = begun.span()
         recording = span.is_recording()
         span.set_attribute("handler", "own")
         span.add_event("seen", {"n": 1})
         if fails:
             span.set_status(Status(StatusCode.ERROR, "wrong"))
-        add_attributes(span, more.copy())
+        for key, value in more.items():
+            begun.put(key, value)
         span.end()
-        seen.append([recording, span.get_span_context(), facts(exporter.get_finished_spans())])
+        seen.append([recording, begun.context, span.get_span_context(), facts(exporter.get_finished_spans())])
     assert seen[0] == seen[1]
 
 
@@ -184,8 +187,8 @@ def spans_of(**options: Any) -> tuple[Spans, InMemorySpanExporter]:
     return Spans(lambda: tracer), exporter
 
 
-def started(spans: Spans, attributes: dict[str, Any] | None = None) -> Span:
-    return spans.start(
+def begun(spans: Spans, attributes: dict[str, Any] | None = None) -> Begun:
+    return spans.begin(
         "send s",
         Context(),
         INVALID_SPAN_CONTEXT,
@@ -196,7 +199,7 @@ def started(spans: Spans, attributes: dict[str, Any] | None = None) -> Span:
 
 def test_with_the_sdk_that_is_installed_the_short_way_is_taken() -> None:
     spans, _ = spans_of()
-    assert isinstance(started(spans), tracing._TakesUnchecked)
+    assert isinstance(begun(spans).span(), tracing._TakesUnchecked)
 
 
 @pytest.fixture
@@ -215,28 +218,28 @@ def test_with_an_sdk_whose_spans_differ_the_api_is_used(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tracing, "_facts", facts)
     spans, exporter = spans_of()
-    span = started(spans)
-    assert not isinstance(span, tracing._TakesUnchecked)
-    add_attributes(span, {"late": 1})
-    span.end()
+    one = begun(spans)
+    assert not isinstance(one.span(), tracing._TakesUnchecked)
+    one.put("late", 1)
+    one.span().end()
     assert exporter.get_finished_spans()[0].attributes == {**ATTRIBUTES, "late": 1}
 
 
 @pytest.mark.usefixtures("looked_again")
 def test_with_an_sdk_that_lacks_what_is_taken_the_api_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking(tracer: Any) -> tracing.Start:
+    def lacking(tracer: Any) -> tracing.Begin:
         raise AttributeError("_span_limits")
 
     monkeypatch.setattr(tracing, "_short_way", lacking)
     spans, exporter = spans_of()
-    started(spans).end()
+    begun(spans).span().end()
     assert exporter.get_finished_spans()[0].attributes == ATTRIBUTES
 
 
 @pytest.mark.parametrize("limits", [SpanLimits(max_span_attributes=8), SpanLimits(max_span_attribute_length=4)])
 def test_limits_that_the_bus_own_attributes_may_reach_hold(limits: SpanLimits) -> None:
     spans, exporter = spans_of(span_limits=limits)
-    span = started(spans, {f"a{number}": "a long value" for number in range(9)})
+    span = begun(spans, {f"a{number}": "a long value" for number in range(9)}).span()
     assert not isinstance(span, tracing._TakesUnchecked)
     span.end()
     (exported,) = exporter.get_finished_spans()
@@ -246,11 +249,11 @@ def test_limits_that_the_bus_own_attributes_may_reach_hold(limits: SpanLimits) -
 
 def test_a_span_that_its_handler_filled_takes_no_more_than_the_limit() -> None:
     spans, exporter = spans_of()
-    span = started(spans)
+    one = begun(spans)
     for number in range(200):
-        span.set_attribute(f"own {number}", number)
-    add_attributes(span, {"late": 1})
-    span.end()
+        one.span().set_attribute(f"own {number}", number)
+    one.put("late", 1)
+    one.span().end()
     (exported,) = exporter.get_finished_spans()
     assert len(exported.attributes or {}) == 128
     assert (exported.attributes or {})["late"] == 1
@@ -258,31 +261,54 @@ def test_a_span_that_its_handler_filled_takes_no_more_than_the_limit() -> None:
 
 def test_a_span_that_its_handler_ended_stays_as_it_was() -> None:
     spans, exporter = spans_of()
-    span = started(spans)
-    span.end()
-    add_attributes(span, {"late": 1})
-    span.end()
+    one = begun(spans)
+    one.span().end()
+    one.put("late", 1)
+    one.span().end()
     (exported,) = exporter.get_finished_spans()
     assert exported.attributes == ATTRIBUTES
 
 
 def test_events_and_exceptions_of_a_handler_are_on_the_span() -> None:
     spans, exporter = spans_of()
-    span = started(spans)
+    span = begun(spans).span()
     span.record_exception(ValueError("wrong"))
     span.update_name("other")
     span.end()
     (exported,) = exporter.get_finished_spans()
-    events: Sequence[Event] = exported.events
-    assert [event.name for event in events] == ["exception"]
+    assert [event.name for event in exported.events] == ["exception"]
     assert exported.name == "other"
+
+
+def test_it_starts_when_it_is_begun_and_is_made_once() -> None:
+    spans, _ = spans_of()
+    before = time.time_ns()
+    one = begun(spans)
+    between = time.time_ns()
+    span: Any = one.span()
+    assert before <= span.start_time <= between
+    assert one.span() is span
+
+
+def test_a_processor_that_raises_costs_the_span_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(SpanProcessor):
+        def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
+            raise ValueError("broken")
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Broken())
+    one = begun(Spans(lambda: provider.get_tracer("quantum_bus")))
+    span = one.span()
+    assert not span.is_recording()
+    assert span.get_span_context() == one.context
+    assert "A span could not be started" in caplog.text
 
 
 def test_an_sdk_that_is_set_up_before_the_first_span_is_found() -> None:
     tracers = [ProxyTracerProvider().get_tracer("quantum_bus")]
     spans = Spans(lambda: tracers[-1])
     tracers.append(TracerProvider(shutdown_on_exit=False).get_tracer("quantum_bus"))
-    assert isinstance(started(spans), tracing._TakesUnchecked)
+    assert isinstance(begun(spans).span(), tracing._TakesUnchecked)
 
 
 def test_what_is_no_tracer_of_the_sdk_itself_is_used_through_the_api() -> None:
@@ -294,10 +320,10 @@ def test_a_tracer_that_is_switched_off_makes_no_span(monkeypatch: pytest.MonkeyP
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    start = tracing._short_way(provider.get_tracer("quantum_bus"))
+    begin = tracing._short_way(provider.get_tracer("quantum_bus"))
     parent = SpanContext(1, 2, True, TraceFlags(1))
-    span = start("send s", Context(), parent, SpanKind.PRODUCER, {}, ())
-    assert isinstance(span, NonRecordingSpan)
-    assert span.get_span_context() is parent
-    span.end()
+    one = begin("send s", Context(), parent, SpanKind.PRODUCER, {}, ())
+    assert isinstance(one.span(), NonRecordingSpan)
+    assert one.context is parent
+    one.span().end()
     assert not exporter.get_finished_spans()
