@@ -132,7 +132,7 @@ class Sending:
         """
         self._begun.span()
         if alone:
-            self._sends.duration.tell()
+            self._sends.duration.tell(tally.WORTH_TELLING)
 
     def __enter__(self) -> Self:
         sends = self._sends
