@@ -19,8 +19,8 @@ MAY_LOAD = {"hiredis", "msgspec", "opentelemetry", "orjson", "redis"}
 # Rooms that only commands, tests and set-up enter.
 ROOMS_APART = {
     "asgi", "assembly", "checkup", "cli", "deadletter_stream", "demo", "discovery", "exporter", "findings", "flow",
-    "flow_index", "found", "gauges", "inquiry", "otel", "otlp", "pace", "reading", "scraping", "search", "sightings",
-    "state", "testing", "wanted",
+    "flow_index", "found", "gauges", "inquiry", "known", "otel", "otlp", "pace", "reading", "scraping", "search",
+    "sightings", "state", "testing", "wanted",
 }  # fmt: skip
 # Of the standard library, what is slow to load, and no message needs.
 SLOW = {
