@@ -58,7 +58,7 @@ def lag(
     if as_json:
         print(escaped(orjson.dumps(lag_object(state), option=orjson.OPT_INDENT_2)).decode())
     else:
-        wide_console().print(lag_table(state))
+        lag_table(state).show(wide_console())
     if max_messages is None and max_seconds is None:
         return
     over = [f"{name} is not there" for name in missing]

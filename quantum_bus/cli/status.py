@@ -41,7 +41,7 @@ def status(
         if as_json:
             print(_text(status_object(state, rates), indent=True))
         else:
-            wide_console().print(status_table(state, rates))
+            status_table(state, rates).show(wide_console())
 
 
 def _watch(link: Link, streams: list[str] | None, prefix: str, interval: float, *, as_json: bool) -> NoReturn:
@@ -60,7 +60,7 @@ def _watch(link: Link, streams: list[str] | None, prefix: str, interval: float, 
             elif shows:
                 live.update(status_table(state, rates), refresh=True)
             else:
-                console.print(status_table(state, rates))
+                status_table(state, rates).show(console)
             time.sleep(interval)
 
 

@@ -11,7 +11,7 @@ CODES = re.compile(r"\x1b\[[0-9;]*m")
 def printed(table: Columns, width: int, *, colours: bool = False) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=colours, color_system="standard" if colours else None)
-    console.print(table)
+    table.show(console)
     return file.getvalue().splitlines()
 
 
@@ -48,6 +48,12 @@ def test_where_a_name_does_not_fit_it_is_folded_and_no_figure_is() -> None:
         "日本日本日本",
         "日本",
     ]
+
+
+def test_no_figure_is_cut_where_the_terminal_is_too_narrow_for_all() -> None:
+    made = Columns([Column("stream", names=True), *[Column("lag")] * 4])
+    made.add(("orders", ""), *[("1,234,567", "")] * 4)
+    assert printed(made, 20)[1] == "orders 1,234,567 1,234,567 1,234,567 1,234,567"
 
 
 def test_of_several_names_the_widest_gives_way() -> None:
