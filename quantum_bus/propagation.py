@@ -186,16 +186,6 @@ def leave_message(scope: Scope) -> None:
     _reset(_correlation_id, correlation)
 
 
-@contextmanager
-def message_scope(correlation_id: str, causation_id: str | None) -> Iterator[None]:
-    """The scope of a handler, as a context manager."""
-    scope = enter_message(correlation_id, causation_id)
-    try:
-        yield
-    finally:
-        leave_message(scope)
-
-
 def carry_context(function: Callable[P, R]) -> Callable[P, R]:
     """``function`` bound to the flow of the caller, for a plain thread or executor, which would start without one.
 

@@ -120,7 +120,12 @@ def side_key(name: str, suffix: str) -> str:
 
     A name that holds a hash tag already gets the suffix bare: its tag decides the slot of both.
     """
-    return f"{name}:{suffix}" if hash_tag(name) is not None else f"{{{name}}}:{suffix}"
+    return f"{_beside(name)}{suffix}"
+
+
+def _beside(name: str) -> str:
+    """What the keys beside a stream begin with."""
+    return f"{name}:" if hash_tag(name) is not None else f"{{{name}}}:"
 
 
 def _escaped(group: str) -> str:
@@ -161,19 +166,20 @@ class Keys:
 
     @classmethod
     def of(cls, stream: str, group: str) -> Keys:
+        beside = _beside(stream)
         return cls(
             stream=stream,
-            retry=side_key(stream, f"{names.SUFFIX_RETRY}:{group}"),
-            due=side_key(stream, f"{names.SUFFIX_DUE}:{group}"),
-            copies=side_key(stream, f"{names.SUFFIX_COPIES}:{group}"),
-            delayed_due=side_key(stream, names.SUFFIX_DUE),
-            delayed_copies=side_key(stream, names.SUFFIX_COPIES),
-            dead=side_key(stream, names.SUFFIX_DLQ),
-            completed=side_key(stream, names.SUFFIX_COMPLETED),
-            notes=side_key(stream, names.SUFFIX_NOTES),
-            marks=side_key(stream, names.SUFFIX_MARKS),
-            seen=side_key(stream, f"{names.SUFFIX_SEEN}:{_escaped(group)}:"),
-            lease=side_key(stream, f"{names.SUFFIX_LEASE}:{group}"),
+            retry=f"{beside}{names.SUFFIX_RETRY}:{group}",
+            due=f"{beside}{names.SUFFIX_DUE}:{group}",
+            copies=f"{beside}{names.SUFFIX_COPIES}:{group}",
+            delayed_due=f"{beside}{names.SUFFIX_DUE}",
+            delayed_copies=f"{beside}{names.SUFFIX_COPIES}",
+            dead=f"{beside}{names.SUFFIX_DLQ}",
+            completed=f"{beside}{names.SUFFIX_COMPLETED}",
+            notes=f"{beside}{names.SUFFIX_NOTES}",
+            marks=f"{beside}{names.SUFFIX_MARKS}",
+            seen=f"{beside}{names.SUFFIX_SEEN}:{_escaped(group)}:",
+            lease=f"{beside}{names.SUFFIX_LEASE}:{group}",
         )
 
 

@@ -31,6 +31,7 @@ DEFAULT_LISTED: Final = 50
 app = typer.Typer(
     help="Look at dead letters, give them back to their handlers, or delete them.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
 )
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantum_bus import propagation
+from quantum_bus.cli import message_view
 from quantum_bus.deadletters import DeadLetter
 from quantum_bus.envelope import Incoming, timestamp
 from quantum_bus.jsonlog.escape import escaped, visible
@@ -21,8 +22,6 @@ from quantum_bus.jsonlog.escape import escaped, visible
 # Characters of an error's text in the table, and of any other text there.
 SHOWN_ERROR: Final = 80
 SHOWN_TEXT: Final = 64
-# In JSON text these stand between values only.
-_ON_ONE_LINE: Final = bytes.maketrans(b"\n\r\t", b"   ")
 
 __all__ = ["as_line", "lines", "question", "summary", "table", "visible"]
 
@@ -85,16 +84,8 @@ def as_line(letter: DeadLetter, *, full: bool = False) -> str:
         "error_message": letter.error_message,
         "first_failed_at": letter.first_failed_at,
         "last_failed_at": letter.last_failed_at,
-        "event": message.event,
-        "key": message.key,
-        "message_id": message.message_id,
-        "correlation_id": message.correlation_id,
-        "causation_id": message.causation_id,
-        "service": message.service,
-        "ts": message.ts,
-        "traceparent": propagation.format_traceparent(message.context),
+        **message_view.fields(message),
         "span": letter.span,
-        "headers": dict(message.headers),
         "data": _data(message),
     }
     if full:
@@ -109,7 +100,7 @@ def _data(message: Incoming) -> Any:
     try:
         orjson.dumps(message.data)
     except orjson.JSONEncodeError:
-        return orjson.Fragment(message.raw.translate(_ON_ONE_LINE))
+        return orjson.Fragment(message_view.on_one_line(message))
     return message.data
 
 

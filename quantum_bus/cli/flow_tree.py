@@ -85,11 +85,3 @@ def offset(seconds: float | None) -> str:
     if abs(seconds) < 36_000:
         return f"{seconds:8.1f} s   "
     return f"{seconds / 3600:8.1f} h   "
-
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it."""
-    for limit, unit, factor in ((1.0, "ms", 1000.0), (180.0, "s", 1.0), (10_800.0, "min", 1 / 60)):
-        if seconds < limit:
-            return f"{seconds * factor:.1f} {unit}"
-    return f"{seconds / 3600:.1f} h"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from quantum_bus.cli.connection import Debug, Prefix, Streams, Url, connected, linked, wanted_streams
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE
+from quantum_bus.cli.state_view import lag_object, lag_table
 from quantum_bus.cli.terminal import wide_console
 from quantum_bus.inquiry import answered
 from quantum_bus.jsonlog.escape import escaped, visible
@@ -57,9 +56,9 @@ def lag(
             ],
         )
     if as_json:
-        print(escaped(orjson.dumps(as_object(state), option=orjson.OPT_INDENT_2)).decode())
+        print(escaped(orjson.dumps(lag_object(state), option=orjson.OPT_INDENT_2)).decode())
     else:
-        wide_console().print(table(state))
+        lag_table(state).show(wide_console())
     if max_messages is None and max_seconds is None:
         return
     over = [f"{name} is not there" for name in missing]
@@ -87,77 +86,3 @@ def exceeded(group: GroupState, max_messages: int | None, max_seconds: float | N
             yield f"how long the oldest message has waited is not known, and it may be over {max_seconds:g} s"
         elif group.lag_age > max_seconds:
             yield f"the oldest message has waited for {group.lag_age:.1f} s, over {max_seconds:g} s"
-
-
-def as_object(state: BusState) -> dict[str, Any]:
-    """What ``--json`` prints: ``null`` where Redis does not tell."""
-    return {
-        "time": state.now,
-        "streams": [
-            {
-                "stream": stream.name,
-                "length": stream.length,
-                "dead_letters": stream.dead_letters,
-                "scheduled": stream.scheduled,
-                "groups": [_group_object(group) for group in stream.groups],
-            }
-            for stream in state.streams
-        ],
-        "refused": [f"{refusal.command} {refusal.key}: {refusal.text}" for refusal in state.refused],
-    }
-
-
-def _group_object(group: GroupState) -> dict[str, Any]:
-    return {
-        "group": group.name,
-        "lag": group.lag,
-        "lag_age": group.lag_age,
-        "pending": group.pending,
-        "pending_age": group.pending_age,
-        "scheduled": group.scheduled,
-        "consumers": None if group.consumers is None else len(group.consumers),
-    }
-
-
-def table(state: BusState) -> Table:
-    """One row a group; a stream without one has a row, too."""
-    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for name in ("stream", "group"):
-        made.add_column(name, overflow="fold")
-    for name in ("length", "lag", "oldest", "pending", "oldest", "scheduled", "consumers", "dead"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for stream, group in _rows(state):
-        own: tuple[str, ...] = ("", "-", "", "-", "", "-", "-")
-        if group is not None:
-            own = (
-                group.name,
-                _number(group.lag),
-                _seconds(group.lag_age),
-                _number(group.pending),
-                _seconds(group.pending_age),
-                _number(group.scheduled),
-                _number(None if group.consumers is None else len(group.consumers)),
-            )
-        made.add_row(
-            Text(visible(stream.name)),
-            Text(visible(own[0])),
-            _number(stream.length),
-            *own[1:],
-            _number(stream.dead_letters),
-        )
-    return made
-
-
-def _rows(state: BusState) -> Iterator[tuple[StreamState, GroupState | None]]:
-    for stream in state.streams:
-        yield from ((stream, group) for group in stream.groups or (None,))
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f} s" if value else ""

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from quantum_bus import propagation
 from quantum_bus.blocking_link import Link
+from quantum_bus.cli import message_view
 from quantum_bus.cli.connection import Debug, Prefix, Url, connected, linked, wanted_streams
 from quantum_bus.cli.ending import EXIT_USAGE
 from quantum_bus.cli.terminal import wide_console
@@ -30,7 +30,6 @@ PAGE: Final = 50
 # Seconds until streams are looked for again, where none is named.
 LOOK_AGAIN: Final = 15.0
 _COLOURS: Final = ("cyan", "bright_blue", "bright_magenta", "bright_cyan", "blue", "bright_green")
-_ON_ONE_LINE: Final = bytes.maketrans(b"\n\r\t", b"   ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +204,7 @@ def _time(message: Incoming) -> str:
 
 
 def _payload(message: Incoming) -> str:
-    raw = message.raw.translate(_ON_ONE_LINE)
+    raw = message_view.on_one_line(message)
     try:
         return escaped(raw).decode() if message.reason is None else visible(raw.decode(errors="backslashreplace"))
     except UnicodeDecodeError:
@@ -217,16 +216,8 @@ def as_line(message: Incoming) -> str:
     shown: dict[str, Any] = {
         "stream": message.stream,
         "id": message.id,
-        "event": message.event,
-        "key": message.key,
-        "message_id": message.message_id,
-        "correlation_id": message.correlation_id,
-        "causation_id": message.causation_id,
-        "service": message.service,
-        "ts": message.ts,
-        "traceparent": propagation.format_traceparent(message.context),
-        "headers": dict(message.headers),
+        **message_view.fields(message),
         "undecodable": message.reason,
-        "data": None if message.reason is not None else orjson.Fragment(message.raw.translate(_ON_ONE_LINE)),
+        "data": None if message.reason is not None else orjson.Fragment(message_view.on_one_line(message)),
     }
     return escaped(orjson.dumps(shown)).decode()

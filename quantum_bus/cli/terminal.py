@@ -1,14 +1,18 @@
-"""What commands print to: colours and width of a terminal, plain text that is never cut for a file or a pipe."""
+"""What commands print to: colours and width of a terminal, plain text that is never cut for a file or a pipe.
+
+rich is imported where something is shown with it: 25 ms, which ``--json`` does not need.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 # Columns where the output is no terminal, so that nothing is cut or broken into two lines.
 NO_TERMINAL: Final = 400
@@ -18,11 +22,16 @@ BAR_AFTER: Final = 0.5
 
 def wide_console() -> Console:
     """Of the terminal's width; far wider for a file or a pipe. ``NO_COLOR`` is heeded."""
+    from rich.console import Console
+
     return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else NO_TERMINAL)
 
 
 def progress_bar(what: str) -> Progress:
     """A bar on standard error, where that is a terminal; it is gone behind the work."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -9,7 +9,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from quantum_bus import names, propagation
-from quantum_bus.cli.flow_tree import Branch, Step, draw, duration, logged, sent, shown
+from quantum_bus.cli.figures import duration
+from quantum_bus.cli.flow_tree import Branch, Step, draw, logged, sent, shown
 from quantum_bus.envelope import timestamp
 from quantum_bus.flow import Flow, Hop, LogLine, Message, Outcome, walk
 from quantum_bus.found import Found, Looked

@@ -19,6 +19,7 @@ import sys
 import termios
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
 from quantum_bus.cli import main
@@ -145,7 +146,10 @@ def _read(child: int, out: int, err: int, until: bytes) -> dict[int, bytes]:
 
 
 if __name__ == "__main__":
-    import quantum_bus.cli.app  # noqa: F401 - so that no run has to
+    from quantum_bus.cli.app import NAMES
+
+    for name in NAMES:
+        import_module(f"quantum_bus.cli.{name}")  # so that no run has to
 
     for line in sys.stdin:
         sys.stdout.write(f"{json.dumps(_run(json.loads(line)))}\n")

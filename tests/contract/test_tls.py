@@ -1,13 +1,9 @@
 """rediss://: both twins over TLS, with the server's certificate checked and with one of their own."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 import redis
@@ -18,6 +14,7 @@ from quantum_bus.demo.redis_server import RedisProcess, RedisServerError, start_
 from tests.certificates import Certificates
 from tests.contract.backends import Backend
 from tests.contract.conditions import eventually, pause
+from tests.contract.terminals import Ended, Terminals
 from tests.contract.twins import Buses
 from tests.servers import series_to_test, server_of
 
@@ -127,16 +124,92 @@ async def test_an_authority_that_is_not_there_is_named_and_a_missing_certificate
     assert PASSWORD not in str(raised.value)
 
 
-def test_commands_take_the_same_url_from_a_file(tls: TlsRedis, tmp_path: Path) -> None:
-    file = tmp_path / "redis_url"
-    file.write_text(tls.url())
+# Arguments, and what each shows of the stream, on standard output.
+COMMANDS = {
+    "status": (["status"], "of-tls "),
+    "status --json": (["status", "--json"], '"of-tls"'),
+    "lag": (["lag"], "of-tls "),
+    "tail": (["tail", "of-tls", "--last", "1", "--count", "1"], "TLS_EVENT"),
+    "trace": (["trace", "flow-of-tls"], "TLS_EVENT"),
+    "publish": (["publish", "of-tls", "{}", "--event", "TLS_EVENT", "--correlation-id", "flow-of-tls"], "flow-of-tls"),
+    "dlq list": (["dlq", "list", "of-tls"], "TLS_EVENT"),
+    "doctor": (["doctor", "--stream", "of-tls"], "1 streams"),
+}
+# What no URL can hold as it is; in both its forms it is a secret.
+AWKWARD = "tls s3cret/@:#%"
+
+
+@pytest.fixture(scope="module")
+def terminals() -> Iterator[Terminals]:
+    made = Terminals()
+    yield made
+    made.close()
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A user with a password, who may do what the commands need and nothing else."""
+
+    terminals: Terminals
+    url: str
+    file: Path | None
+
+    def run(self, command: str, url: str) -> Ended:
+        arguments, _ = COMMANDS[command]
+        if self.file is None:
+            return self.terminals.run(*arguments, "--url", url)
+        self.file.write_text(f"{url}\n")
+        return self.terminals.run(*arguments, QUANTUM_BUS_URL_FILE=str(self.file))
+
+
+@pytest.fixture(params=["option", "file"])
+def operators(
+    request: pytest.FixtureRequest, tls: TlsRedis, terminals: Terminals, tmp_path: Path
+) -> Iterator[Operator]:
+    """Whose URL is an option, and who has no certificate; and whose is in a file, with a certificate as well."""
+    by_file = request.param == "file"
     with redis.Redis.from_url(tls.process.url) as admin:
-        admin.config_set("tls-auth-clients", "yes")
-        admin.xadd("of-tls", {"data": "{}"})
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("QUANTUM_", "OTEL_"))}
-    command = [sys.executable, "-m", "quantum_bus", "lag", "--json"]
-    ended = subprocess.run(
-        command, env=env | {"QUANTUM_BUS_URL_FILE": str(file)}, capture_output=True, text=True, timeout=30, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "of-tls" in json.dumps(json.loads(ended.stdout))
+        admin.config_set("tls-auth-clients", "yes" if by_file else "no")
+        rights = ("~of-tls", "~{of-tls}:*", "resetchannels", "-@all", "+@read", "+@scripting", "+@connection", "+xadd")
+        more = ("+time", "+info", "+xinfo", "+config|get", "+memory")
+        admin.execute_command("ACL", "SETUSER", "operator", "reset", "on", f">{AWKWARD}", *rights, *more)
+        admin.delete("of-tls", "{of-tls}:dlq")
+        fields = {"v": "1", "data": "{}", "event": "TLS_EVENT", "correlation_id": "flow-of-tls", "message_id": "m"}
+        admin.xadd("of-tls", fields)
+        admin.xgroup_create("of-tls", "shop", "0")
+        admin.xadd("{of-tls}:dlq", fields | {"dlq.reason": "max_attempts"})
+        url = tls.url(certificate=by_file).replace(f"executor:{PASSWORD}", f"operator:{quote(AWKWARD, safe='')}")
+        yield Operator(terminals, url, tmp_path / "url" if by_file else None)
+        admin.acl_deluser("operator")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_works_over_tls_for_a_user_with_few_rights(operators: Operator, command: str) -> None:
+    ended = operators.run(command, operators.url)
+    assert COMMANDS[command][1] in ended.out, ended
+    assert ended.code == (1 if command == "doctor" else 0), ended  # nobody reads for the group
+    assert ended.err == ""
+    assert "s3cret" not in ended.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_wrong_with_tls_or_its_user_is_one_line_of_a_command_and_no_secret(
+    operators: Operator, tls: TlsRedis, tmp_path: Path, command: str
+) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+    authority = quote_plus(str(tls.files.authority))
+    wrong = {
+        "shows a certificate that is not trusted": operators.url.replace(authority, quote_plus(str(other))),
+        "ssl_ca_certs, ssl_certfile or ssl_keyfile is not there": operators.url.replace(authority, "nowhere.pem"),
+        "refused the credentials": operators.url.replace("s3cret", "s3cret-of-old"),
+    }
+    for says, url in wrong.items():
+        assert url != operators.url
+        ended = operators.run(command, url)
+        assert (ended.code, ended.out) == (2, ""), ended
+        [line] = ended.err.splitlines()
+        name = command.removesuffix(" --json")
+        assert line.startswith(f"quantum-bus: {name}: Redis at rediss://operator:***@localhost:{tls.port}/0")
+        assert says in line
+        assert "s3cret" not in line

@@ -14,8 +14,9 @@ from quantum_bus.cli.status import status
 from quantum_bus.cli.tail import LOOK_AGAIN, PAGE, tail
 from quantum_bus.cli.trace import trace
 from quantum_bus.flow_index import MOST_BYTES, SHARDS
+from quantum_bus.known import MOST_FLOWS, MOST_MESSAGES
 from quantum_bus.pace import SAMPLE
-from quantum_bus.search import BESIDE_INDEX, MOST_FLOWS, MOST_MESSAGES
+from quantum_bus.search import BESIDE_INDEX
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMMANDS = (DOCS / "commands.md").read_text(encoding="utf-8")

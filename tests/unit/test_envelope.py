@@ -35,6 +35,7 @@ from quantum_bus.envelope import (
     timestamp,
 )
 from quantum_bus.errors import ConfigurationError, PayloadTooLarge, SerializationError
+from tests.unit.handlers import in_message
 from tests.unit.hostile import hostile_text
 from tests.unit.w3c import has_controls, is_baggage, is_correlation_id, is_traceparent, is_tracestate
 
@@ -239,7 +240,7 @@ def test_given_ids_are_kept() -> None:
 
 
 def test_missing_ids_are_taken_from_the_flow() -> None:
-    with propagation.message_scope("flow", "cause"):
+    with in_message("flow", "cause"):
         outgoing = prepared()
         assert (outgoing.correlation_id, outgoing.causation_id) == ("flow", "cause")
         assert prepared(correlation_id="mine").correlation_id == "mine"
@@ -365,7 +366,7 @@ def test_what_is_encoded_is_decoded_as_it_was(
     context = SpanContext(
         trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags), trace_state=TraceState([("k", "v")])
     )
-    with propagation.message_scope(flow, "cause"):
+    with in_message(flow, "cause"):
         outgoing = prepared(payload, event=event, key=key, headers=headers)
     fields = encode(outgoing, correlation_id=flow, carried=carried(context, "a=1;p"), service="s")
     incoming = decode(Entry("orders", "1-0", [f.encode() if isinstance(f, str) else f for f in fields]))
@@ -434,7 +435,7 @@ def test_no_entry_raises_and_every_message_is_sound(
     again = decode(entry, sampled=sampled)
     assert msgspec.structs.replace(again, baggage=incoming.baggage) == incoming, "every group and retry sees the same"
     # Whatever came, what is published in its flow is within the format.
-    with propagation.message_scope(incoming.correlation_id, incoming.message_id):
+    with in_message(incoming.correlation_id, incoming.message_id):
         outgoing = prepared({})
     assert outgoing.correlation_id == incoming.correlation_id
     sent = pairs(

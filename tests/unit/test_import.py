@@ -1,7 +1,11 @@
-"""What `import quantum_bus` loads, which is what it costs; `benchmarks/commands.py` prints the time."""
+"""What `import quantum_bus` and a command load, which is what they cost; `benchmarks/commands.py` prints the times."""
 
 import subprocess
 import sys
+
+import pytest
+
+from quantum_bus.cli.app import NAMES
 
 PROGRAM = """
 import sys
@@ -15,8 +19,8 @@ MAY_LOAD = {"hiredis", "msgspec", "opentelemetry", "orjson", "redis"}
 # Rooms that only commands, tests and set-up enter.
 ROOMS_APART = {
     "asgi", "assembly", "checkup", "cli", "deadletter_stream", "demo", "discovery", "exporter", "findings", "flow",
-    "flow_index", "found", "gauges", "inquiry", "otel", "otlp", "pace", "reading", "scraping", "search", "sightings",
-    "state", "testing", "wanted",
+    "flow_index", "found", "gauges", "inquiry", "known", "otel", "otlp", "pace", "reading", "scraping", "search",
+    "sightings", "state", "testing", "wanted",
 }  # fmt: skip
 # Of the standard library, what is slow to load, and no message needs.
 SLOW = {
@@ -34,3 +38,32 @@ def test_it_loads_nothing_that_publishing_and_handling_do_not_need() -> None:
     assert not [name for name in loaded if name.startswith("opentelemetry.sdk")]
     assert not SLOW & set(loaded)
     assert len(own) <= 60, "each module takes a file's reading"
+
+
+COMMAND = """
+import sys
+import quantum_bus
+before = set(sys.modules)
+from quantum_bus.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, *sorted(set(sys.modules) - before))
+"""
+# What a command shows with, checks words with, is measured with; and what fetches pages.
+NOT_FOR_FIGURES = {"opentelemetry.sdk", "prometheus_client", "pydantic", "rich", "urllib.request"}
+
+
+@pytest.mark.parametrize("command", ["lag", "status"])
+def test_a_command_loads_neither_the_others_nor_what_only_they_need(command: str) -> None:
+    arguments = [command, "--json", "--stream", "orders", "--url", "redis://127.0.0.1:1/0"]
+    told = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, check=True, timeout=30
+    )
+    code, *loaded = told.stdout.split()
+    assert code == "2", told.stderr
+    assert "cannot be reached" in told.stderr
+    of_commands = {name.split(".")[2] for name in loaded if name.startswith("quantum_bus.cli.")}
+    assert of_commands.isdisjoint({*NAMES} - {command})
+    assert not NOT_FOR_FIGURES & set(loaded)
+    assert len(of_commands) <= 9, "each module takes a file's reading"

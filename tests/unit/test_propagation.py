@@ -31,13 +31,13 @@ from quantum_bus.propagation import (
     format_traceparent,
     get_causation_id,
     get_correlation_id,
-    message_scope,
     mint,
     new_trace_id,
     parse_context,
     set_correlation_id,
     valid_correlation_id,
 )
+from tests.unit.handlers import in_message
 from tests.unit.hostile import hostile_text
 from tests.unit.w3c import is_correlation_id, is_traceparent
 
@@ -128,11 +128,11 @@ def test_a_scope_undoes_what_was_set_and_cleared_inside() -> None:
 
 
 def test_a_handlers_scope_holds_both_ids_and_ends_with_an_exception_too() -> None:
-    with message_scope("flow", "cause"):
-        with message_scope("flow-2", None):
+    with in_message("flow", "cause"):
+        with in_message("flow-2", None):
             assert (get_correlation_id(), get_causation_id()) == ("flow-2", None)
         assert (get_correlation_id(), get_causation_id()) == ("flow", "cause")
-        with pytest.raises(KeyError), message_scope("flow-3", "cause-3"):
+        with pytest.raises(KeyError), in_message("flow-3", "cause-3"):
             raise KeyError
         assert (get_correlation_id(), get_causation_id()) == ("flow", "cause")
     assert (get_correlation_id(), get_causation_id()) == (None, None)
@@ -144,7 +144,7 @@ def test_a_scope_left_in_another_context_neither_raises_nor_touches_that_context
         with correlation_scope("request") as scoped:
             yield scoped
 
-    for scope in (partial(correlation_scope, "request"), partial(message_scope, "request", "cause")):
+    for scope in (partial(correlation_scope, "request"), partial(in_message, "request", "cause")):
         entered = scope()
         copy_context().run(entered.__enter__)
         with correlation_scope("elsewhere"):
@@ -227,7 +227,7 @@ async def test_a_task_inherits_the_id_and_keeps_its_own_changes_to_itself() -> N
 
 async def test_concurrent_scopes_do_not_mix() -> None:
     async def work(number: int) -> None:
-        with message_scope(f"flow-{number}", f"cause-{number}"):
+        with in_message(f"flow-{number}", f"cause-{number}"):
             for _ in range(10):
                 await asyncio.sleep(0)
                 assert get_correlation_id() == f"flow-{number}"
@@ -260,7 +260,7 @@ def test_carry_context_takes_the_flow_the_trace_and_the_baggage_into_a_thread() 
         span = trace.get_current_span().get_span_context()
         seen.extend((get_correlation_id(), get_causation_id(), span.trace_id, baggage.get_baggage("a")))
 
-    with current_trace(0xABC), message_scope("flow", "cause"):
+    with current_trace(0xABC), in_message("flow", "cause"):
         token = context.attach(baggage.set_baggage("a", "1"))
         thread = Thread(target=carry_context(work))
         context.detach(token)

@@ -12,6 +12,7 @@ from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from quantum_bus import envelope, propagation
 from quantum_bus.envelope import Entry, Event
+from tests.unit.handlers import in_message
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 Case = dict[str, Any]
@@ -35,7 +36,7 @@ def run_encode(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         int(given["trace_id"], 16), int(given["span_id"], 16), is_remote=False,
         trace_flags=TraceFlags(given["flags"]), trace_state=state,
     )  # fmt: skip
-    with propagation.message_scope(flow["correlation_id"], flow["causation_id"]):
+    with in_message(flow["correlation_id"], flow["causation_id"]):
         outgoing = envelope.prepare(Event(**event), max_payload_bytes=1_000_000)
     assert outgoing.correlation_id is not None
     fields = envelope.encode(
