@@ -21,7 +21,8 @@ from tests.servers import series_to_test, server_of
 MESSAGES = 200_000
 WARM_UP = 20_000
 CHUNK = 1_000
-# What 180,000 messages may add: an object kept for each would be 9 MB or more; threads on a busy machine leave 4 MB unused.
+# What 180,000 messages may add: an object kept for each would be 9 MB or more. Threads leave 4 MB free on a busy
+# machine.
 MAY_GROW_BY = 7_000_000
 
 
