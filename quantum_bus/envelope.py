@@ -309,10 +309,11 @@ def carried(context: SpanContext, baggage: str) -> tuple[str, ...]:
 # --- in ------------------------------------------------------------------------------------------
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A stream entry as Redis gave it: ``fields`` are names and values in turn, duplicates included.
 
     What is made for each message is a msgspec struct: frozen as a dataclass, and made in a sixth of the time (0.3 µs).
+    Where nothing that it holds can lead back to it, the garbage collector is spared a look at it (``gc=False``).
     """
 
     stream: str

@@ -38,7 +38,7 @@ _OUTCOMES: Final[dict[type, str]] = {
 }
 
 
-class Letter(msgspec.Struct, eq=False):
+class Letter(msgspec.Struct, eq=False, gc=False):
     """One outcome to be written.
 
     Attributes:

@@ -263,7 +263,7 @@ def wait_behind(last: Mapping[str, str], *, block_ms: int) -> Command:
 # --- what was read -------------------------------------------------------------------------------
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """An entry as it reached this consumer.
 
     Attributes:

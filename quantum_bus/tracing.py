@@ -47,15 +47,21 @@ class Begun:
         context: the span's own; invalid where nothing traces.
     """
 
-    __slots__ = ("_attributes", "_make", "_span", "context")
+    __slots__ = ("_arguments", "_attributes", "_make", "_span", "context")
 
     def __init__(
-        self, context: SpanContext, attributes: Attributes, span: Span | None, make: Callable[[Attributes], Span] | None
+        self,
+        context: SpanContext,
+        attributes: Attributes,
+        span: Span | None,
+        make: Callable[..., Span] | None = None,
+        arguments: tuple[Any, ...] = (),
     ) -> None:
         self.context = context
         self._attributes = attributes
         self._span = span
         self._make = make
+        self._arguments = arguments
 
     def put(self, key: str, value: str | int) -> None:
         """Give it one more attribute."""
@@ -72,7 +78,7 @@ class Begun:
         if self._span is None:
             assert self._make is not None
             try:
-                self._span = self._make(self._attributes)
+                self._span = self._make(self.context, self._attributes, *self._arguments)
             except Exception:  # noqa: BLE001 - a processor of the user's
                 self._span = NonRecordingSpan(self.context)
                 _log.exception("A span could not be started", extra={"event": names.EVENT_BUS_INTERNAL_ERROR})
@@ -128,7 +134,7 @@ def _through_the_api(tracer: Tracer) -> Begin:
         name: str, context: Context, _: SpanContext, kind: SpanKind, attributes: Attributes, links: Sequence[Link]
     ) -> Begun:
         span = tracer.start_span(name, context, kind, attributes, links)
-        return Begun(span.get_span_context(), attributes, span, None)
+        return Begun(span.get_span_context(), attributes, span)
 
     return begin
 
@@ -153,7 +159,11 @@ def short_way(tracer: Any) -> Begin | None:
 
 @lru_cache(maxsize=1)
 def _span_class() -> type[Any]:
+    from opentelemetry.attributes import BoundedAttributes
     from opentelemetry.sdk.trace import Span as SdkSpan
+    from opentelemetry.sdk.util import BoundedList
+
+    nothing = BoundedAttributes(immutable=True)
 
     class BusSpan(SdkSpan, _TakesUnchecked):
         """A span of the bus's."""
@@ -165,6 +175,15 @@ def _span_class() -> type[Any]:
                     own._dict[key] = value
                     return
             self.set_attribute(key, value)  # ended or filled by the handler: what then is the SDK's to say
+
+        def _new_links(self, links: Sequence[Link]) -> Any:
+            if not links:
+                return super()._new_links(links)
+            for link in links:
+                if link.attributes or not link.context.is_valid:
+                    return super()._new_links(links)
+                link._attributes = nothing
+            return BoundedList.from_seq(self._limits.max_links, links)
 
     return BusSpan
 
@@ -178,6 +197,40 @@ def _short_way(tracer: Any) -> Begin:
     sampled, random = TraceFlags.SAMPLED, TraceFlags.RANDOM_TRACE_ID
     flags = [TraceFlags(bits) for bits in range(4)]
 
+    def make(
+        own_context: SpanContext,
+        own: Attributes,
+        theirs: Attributes | None,
+        name: str,
+        above: SpanContext | None,
+        kind: SpanKind,
+        links: Sequence[Link],
+        count_end: Callable[[], None],
+        start_time: int,
+        context: Context,
+    ) -> Span:
+        span = new_span(
+            name=name,
+            context=own_context,
+            parent=above,
+            sampler=sampler,
+            resource=resource,
+            attributes=theirs,
+            span_processor=processor,
+            kind=kind,
+            links=links,
+            instrumentation_info=info,
+            limits=limits,
+            instrumentation_scope=scope,
+            record_end_metrics=count_end,
+        )
+        if theirs is None:
+            span._attributes._dict = own
+        elif own:
+            span.set_attributes(own)
+        span.start(start_time, context)
+        return span  # type: ignore[no-any-return]
+
     def begin(
         name: str,
         context: Context,
@@ -187,7 +240,7 @@ def _short_way(tracer: Any) -> Begin:
         links: Sequence[Link],
     ) -> Begun:
         if not enabled():
-            return Begun(parent, attributes, NonRecordingSpan(parent), None)
+            return Begun(parent, attributes, NonRecordingSpan(parent))
         above: SpanContext | None = None
         if parent.is_valid:
             above = parent
@@ -203,34 +256,12 @@ def _short_way(tracer: Any) -> Begin:
         own_context = new_context(trace_id, ids.generate_span_id(), False, flags[bits], result.trace_state)
         if not decision.is_recording():
             count(above, decision)
-            return Begun(own_context, attributes, NonRecordingSpan(own_context), None)
-        start_time = time_ns()
-
-        def make(late: Attributes) -> Span:
-            span = new_span(
-                name=name,
-                context=own_context,
-                parent=above,
-                sampler=sampler,
-                resource=resource,
-                attributes=None if as_given else result.attributes,
-                span_processor=processor,
-                kind=kind,
-                links=links,
-                instrumentation_info=info,
-                limits=limits,
-                instrumentation_scope=scope,
-                record_end_metrics=count(above, decision),
-            )
-            if as_given:
-                span._attributes._dict = late
-            elif late:
-                span.set_attributes(late)
-            span.start(start_time, context)
-            return span  # type: ignore[no-any-return]
-
-        as_given = result.attributes == attributes  # a sampler's own are cleaned
-        return Begun(own_context, attributes if as_given else {}, None, make)
+            return Begun(own_context, attributes, NonRecordingSpan(own_context))
+        # Attributes of a sampler's own are the SDK's to clean, and the bus's own come behind them.
+        own, theirs = (attributes, None) if result.attributes == attributes else ({}, result.attributes)
+        return Begun(
+            own_context, own, None, make, (theirs, name, above, kind, links, count(above, decision), time_ns(), context)
+        )
 
     return begin
 
