@@ -44,7 +44,7 @@ def wait_found(stack: Stack, logql: str, count: int) -> list[Entry]:
         return len(found) >= count
 
     wait_until(enough, timeout=30, what=f"{count} entries for {logql}")
-    assert len(found) == count
+    assert len(found) == count, "\n".join(f"{entry.time_ns} {entry.line[:300]} {entry.labels}" for entry in found)
     return found
 
 
@@ -121,10 +121,10 @@ def test_the_same_line_sent_twice_is_kept_once(stack: Stack, real_loki: Running,
     repeated = line("portfolio", "LOG", "twice")
     # Two files, so that the collector itself has no reason to see one line; and between the two more than one of its
     # batches, which with Loki's default is further back than it looks.
-    between = [line("portfolio", "LOG", "between", text="x" * 1000) for _ in range(2000)]
+    between = [line("portfolio", "LOG", "between", text="x" * 1000) for _ in range(8000)]
     write(stack, "portfolio-1.jsonl", line("portfolio", "LOG", "first"), repeated, *between)
     wait_found(stack, '{service_name="portfolio"} | correlation_id="twice"', 1)
-    wait_until(lambda: LokiReader(stack.loki_url).count('{service_name="portfolio"}') >= 2002, timeout=30, what="all")
+    wait_until(lambda: LokiReader(stack.loki_url).count('{service_name="portfolio"}') >= 8002, timeout=30, what="all")
     write(stack, "portfolio-2.jsonl", line("portfolio", "LOG", "second"), repeated, line("portfolio", "LOG", "last"))
     wait_found(stack, '{service_name="portfolio"} | correlation_id="last"', 1)
     wait_found(stack, '{service_name="portfolio"} | correlation_id="twice"', 1)
