@@ -244,9 +244,10 @@ async def test_with_its_line_a_bus_does_all_it_is_for(
 
 
 @pytest.fixture
-def swept() -> Iterator[None]:
+def swept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Used first, so that it ends last: when the test's loop is closed and nothing refers to its connections."""
     yield
+    caplog.get_records("call").clear()  # their exceptions' tracebacks lead to everything
     gc.collect()
 
 
@@ -254,11 +255,13 @@ def swept() -> Iterator[None]:
 # redis-py leaves a connection open whose making is cancelled; they are swept here, not in a test that did not do it.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:loop is closed:ResourceWarning")
 @pytest.mark.usefixtures("swept")
-@pytest.mark.parametrize("role", OF_BUSES)
-async def test_a_bus_asks_for_every_command_of_its_line(role: str, newest: RedisProcess) -> None:
-    """As many users as the line has commands, each without one of them, all at the same time."""
+@pytest.mark.parametrize(
+    ("role", "part"), [("publisher", slice(None)), *(("consumer", slice(first, None, 3)) for first in range(3))]
+)
+async def test_a_bus_asks_for_every_command_of_its_line(role: str, part: slice, newest: RedisProcess) -> None:
+    """As many users as the line has commands, each without one of them, all (of a third) at the same time."""
     server, admin = newest, admin_of(newest)
-    users = {made(admin, role, but=command): command for command in commands(role)}
+    users = {made(admin, role, but=command): command for command in commands(role)[part]}
     refused = Refused(admin)
     every_bus = [Buses(ASYNCIO, Backend("", url_for(server, user))) for user in users]
     async with redis.asyncio.Redis.from_url(server.url) as client:
