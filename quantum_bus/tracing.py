@@ -272,6 +272,7 @@ def _comes_out_the_same() -> bool:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+    from opentelemetry.sdk.trace.sampling import DEFAULT_ON
 
     class SameIds(RandomIdGenerator):
         def generate_trace_id(self) -> int:
@@ -280,7 +281,9 @@ def _comes_out_the_same() -> bool:
         def generate_span_id(self) -> int:
             return 2
 
-    provider = TracerProvider(resource=Resource.get_empty(), id_generator=SameIds(), shutdown_on_exit=False)
+    provider = TracerProvider(
+        sampler=DEFAULT_ON, resource=Resource.get_empty(), id_generator=SameIds(), shutdown_on_exit=False
+    )
     tracer = provider.get_tracer("quantum_bus")
     state = TraceState([("vendor", "1")])
     sampled, dropped = (SpanContext(3, 4, True, TraceFlags(bits), state) for bits in (1, 0))

@@ -226,6 +226,20 @@ def test_with_an_sdk_whose_spans_differ_the_api_is_used(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("looked_again")
+def test_it_is_spans_that_record_which_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    whole, recording = tracing._facts, []
+
+    def facts(span: Any) -> list[Any]:
+        recording.append(hasattr(span, "attributes"))
+        return whole(span)
+
+    monkeypatch.setattr(tracing, "_facts", facts)
+    assert tracing._comes_out_the_same()
+    assert recording == [True, True, True, True, False, False]
+
+
+@pytest.mark.usefixtures("looked_again")
 def test_with_an_sdk_that_lacks_what_is_taken_the_api_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(tracer: Any) -> tracing.Begin:
         raise AttributeError("_span_limits")
