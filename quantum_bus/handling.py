@@ -25,7 +25,7 @@ from .tally import Count
 from .telemetry import Telemetry
 
 _NO_PARENT: Final = Context()
-# Durations that are told of together, with the SDK's code and data at hand: 4 µs less for each message than by sixteens.
+# Durations told of together, with the SDK's code and data at hand: 4 µs less for each message than by sixteens.
 ENOUGH: Final = 50
 
 
