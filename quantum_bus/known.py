@@ -51,9 +51,13 @@ class Known:
         """How much that is; it grows where something new was seen."""
         return len(self.sightings), len(self.runs)
 
+    def _needles(self) -> list[bytes]:
+        """What to look for in entries of the flows."""
+        return [needle for own in self.flows.values() for needle in own]
+
     def worth(self, name: bytes, packed: bytes) -> bool:
         """Whether a copy that waits for its time may be of the flow."""
-        needles = [*self.wanted.needles, *(needle for own in self.flows.values() for needle in own)]
+        needles = [*self.wanted.needles, *self._needles()]
         return any(needle in packed or needle == name for needle in needles) or (
             names.FIELD_CORRELATION_ID.encode() not in packed
         )
@@ -131,16 +135,15 @@ class Known:
 
     def collect(self, source: Source, own_id: str, fields: Sequence[bytes]) -> None:
         """Keep what an entry tells of the flows: a message, or records of runs."""
-        needles = [needle for own in self.flows.values() for needle in own]
+        needles, text = self._needles(), b"\n".join(fields)
+        named = any(needle in text for needle in needles)
         if source.kind is None:
-            text = b"\n".join(fields)
-            if any(needle in text for needle in needles):
+            if named:
                 for run in runs(source.stream, own_id, fields, needles):
                     if run.correlation_id in self.flows:
                         self.runs.setdefault(run)
             return
-        text = b"\n".join(fields)
-        if any(needle in text for needle in needles) or names.FIELD_CORRELATION_ID.encode() not in text:
+        if named or names.FIELD_CORRELATION_ID.encode() not in text:
             seen = _seen(source, own_id, fields)
             if seen is not None:
                 self.collect_seen(seen)

@@ -47,7 +47,8 @@ MAX_CORRELATION_ID_LENGTH: Final = 128
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 NOT_SAMPLED: Final = TraceFlags(TraceFlags.DEFAULT)
 EMPTY_TRACESTATE: Final = TraceState()
-_FLAGS: Final = tuple(TraceFlags(number) for number in range(4))
+FLAGS: Final = tuple(TraceFlags(number) for number in range(4))
+"""By their bits: those that W3C level 2 defines, sampled and random."""
 _NO_BAGGAGE: Final = Context()
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NO_BAGGAGE)))
 
@@ -300,7 +301,7 @@ def parse_context(traceparent: str | None, tracestate: str | None = None) -> Spa
         trace_number,
         span_number,
         is_remote=True,
-        trace_flags=_FLAGS[int(flags, 16) & 0x03],
+        trace_flags=FLAGS[int(flags, 16) & 0x03],
         trace_state=_parse_tracestate(tracestate) if tracestate else EMPTY_TRACESTATE,
     )
 

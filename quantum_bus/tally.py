@@ -2,8 +2,7 @@
 
 Sums are asked for when metrics are collected, instead of added to with every message: 0.2 µs for 6 to 10. Durations are
 kept until whoever records them waits for Redis anyway, until there are some, or until metrics are collected: so many
-calls as ever, but nobody waits for them, or they follow on one another with the SDK's code and data at hand: a third of
-what each takes between two waits.
+calls as ever, but nobody waits for them, or they follow on one another with the SDK's code and data at hand.
 
 An SDK takes one callback for each name, and several buses may use one provider: they share what is kept for it, so this
 module keeps that for each provider. Where no SDK is set up when a bus is first used, one may come later, and then each
@@ -27,8 +26,8 @@ from . import names
 from .recording import recorder
 from .spans import Attributes
 
-# Durations that are kept at most, and so many are worth telling of while there is time: each of them takes a third of
-# what one alone does.
+# Durations that are kept at most; and how many are worth telling of where there is time: one behind the other they take
+# less than each alone.
 MOST_KEPT: Final = 100
 WORTH_TELLING: Final = 16
 # Sets of attributes of one counter: as many as OpenTelemetry's SDK tells apart. What is more shares one.
