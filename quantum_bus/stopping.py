@@ -1,10 +1,19 @@
-"""A request to stop, which a signal handler may make."""
+"""A request to stop, which a signal handler may make, and waits that notice it.
+
+The kernel may give a process's signal to any of its threads. Python's handler runs in the main thread all the same, but
+only once that runs: waiting for a lock, it is woken only by a signal that it was given itself. So the main thread waits
+in slices wherever other threads are about.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import queue
+import threading
+from time import monotonic
 from typing import Final
+
+# Seconds that a signal which another thread was given may go unnoticed.
+SLICE: Final = 0.25
 
 
 class StopRequest:
@@ -31,7 +40,19 @@ class StopRequest:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until somebody asks, or for ``timeout`` seconds; whether somebody has. For one thread."""
-        if not self._asked:
-            with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=timeout)
+        until = None if timeout is None else monotonic() + timeout
+        while not self._asked:
+            left = SLICE if until is None else until - monotonic()
+            if left <= 0:
+                break
+            try:
+                self._wake.get(timeout=min(left, SLICE))
+            except queue.Empty:
+                continue
         return self._asked
+
+
+def join(thread: threading.Thread, deadline: float) -> None:
+    """Wait until it has ended, or until ``deadline`` on the monotonic clock."""
+    while thread.is_alive() and (left := deadline - monotonic()) > 0:
+        thread.join(min(left, SLICE))

@@ -41,7 +41,7 @@ from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, Pu
 from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
-from quantum_bus.stopping import StopRequest
+from quantum_bus.stopping import SLICE, StopRequest
 from quantum_bus.stream_names import StreamNames
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
@@ -402,7 +402,7 @@ class EventBus:
             for consumer in self._consumers:
                 consumer.stop_reading(deadline)
             abandoned = sum(consumer.drain(deadline) for consumer in self._consumers)
-            self._counted.wait(max(0.0, deadline - time.monotonic()))
+            self._counted.wait(deadline)
             if abandoned:
                 journal.abandoned(abandoned, timeout)
         finally:
@@ -531,11 +531,12 @@ class _Counted:
             if self._awaited:
                 self._changed.notify_all()
 
-    def wait(self, timeout: float) -> None:
-        """Wait until none is under way."""
+    def wait(self, deadline: float) -> None:
+        """Wait until none is under way, or until ``deadline`` on the monotonic clock."""
         with self._changed:
             self._awaited = True
-            self._changed.wait_for(lambda: not self._count, timeout)
+            while self._count and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, SLICE))
 
     def close(self) -> None:
         """Let no more in."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from quantum_bus import delivery, driver, journal, streams
+from quantum_bus import delivery, driver, journal, stopping, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
 from quantum_bus.breaker import FRESH_FIRST, Circuit, CircuitState
@@ -202,8 +202,7 @@ class Consumer:
             How many messages had to be abandoned; they stay pending in Redis.
         """
         for thread in (self._reading, *self._workers, self._writing):
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - monotonic()))
+            stopping.join(thread, deadline)
         with self._changed:
             parked = self._inbox.drop_waiting()  # meanwhile
             running = self._inbox.running

@@ -225,17 +225,18 @@ async def test_an_address_that_cannot_work_is_told_before_anything_is_done(
 # --- over HTTP ---------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-    import asyncio, sys, time
+    import asyncio, os, time
     from quantum_bus{module} import EventBus
     bus = EventBus(service="shop", block=0.5, connect_timeout=20, backoff_maximum=0.2)
 
     @bus.subscriber({stream!r})
     {define} handle(order: dict) -> None:
         print("handling", flush=True)
-        if order["blocks"]:
-            time.sleep(order["seconds"])
-        else:
-            {sleep}(order["seconds"])
+        while not os.path.exists(order["until"]):
+            if order["blocks"]:
+                time.sleep(0.02)
+            else:
+                {sleep}(0.02)
 """
 FORMS = {
     ASYNCIO: {"module": "", "define": "async def", "sleep": "await asyncio.sleep"},
@@ -306,8 +307,9 @@ def free_address() -> str:
 
 
 async def test_a_service_answers_its_probes_from_before_its_start_to_the_end_of_its_drain(
-    twin: str, serve: Callable[..., Service], newest_redis: RedisProcess, stream: str
+    twin: str, serve: Callable[..., Service], newest_redis: RedisProcess, stream: str, tmp_path: Path
 ) -> None:
+    blocks_until, runs_until = tmp_path / "unblock", tmp_path / "end"
     newest_redis.stop()
     service = serve(free_address())
     starting = await service.eventually("/readyz", 503)
@@ -318,20 +320,23 @@ async def test_a_service_answers_its_probes_from_before_its_start_to_the_end_of_
     assert told["subscribers"] == [{"streams": [stream], "group": "shop", "doing": "reading", "fault": None}]
 
     async with redis.asyncio.Redis.from_url(newest_redis.url) as client:
-        await client.xadd(stream, {"data": json.dumps({"seconds": 4, "blocks": True})})
+        await client.xadd(stream, {"data": json.dumps({"until": str(blocks_until), "blocks": True})})
         await service.output("handling")
         if twin == ASYNCIO:
             stalled = await service.eventually("/livez", 503)
             assert stalled["faults"] == ["the event loop has not turned for 2 s"]
+            blocks_until.touch()
             await service.eventually("/readyz", 200)
         assert service.ask("/livez")[0] == 200, "a handler that blocks its own thread blocks nothing else"
+        blocks_until.touch()
 
-        await client.xadd(stream, {"data": json.dumps({"seconds": 1.5, "blocks": False})})
+        await client.xadd(stream, {"data": json.dumps({"until": str(runs_until), "blocks": False})})
         await service.output("handling")
     service.process.send_signal(signal.SIGTERM)
     await service.eventually("/readyz", 503)
     assert service.ask("/readyz")[1]["state"] == "draining"
     assert service.ask("/livez")[0] == 200
+    runs_until.touch()
     _, err = await asyncio.to_thread(service.process.communicate, timeout=30)
     assert (service.process.returncode, err) == (0, "")
     assert service.ask("/livez")[0] == 0

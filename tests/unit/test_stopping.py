@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
@@ -84,6 +85,56 @@ def test_a_signal_ends_the_wait_in_whichever_line_it_comes(waits: Callable[[Sign
         if not signalled.sent:
             break
     assert 2 < line < 99
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("_deaf")
+def test_a_signal_that_the_kernel_gave_another_thread_ends_the_wait() -> None:
+    stop = StopRequest()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    another = threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM))
+    another.start()
+    assert stop.wait()
+    another.join()
+
+
+class TooLong(Exception):
+    pass
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("_deaf")
+def test_while_a_thread_is_waited_for_a_signal_of_another_thread_is_heard() -> None:
+    def interrupt(*_: object) -> None:
+        raise TooLong
+
+    signal.signal(signal.SIGTERM, interrupt)
+    over = threading.Event()
+
+    def signalled() -> None:
+        time.sleep(0.1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        over.wait()
+
+    thread = threading.Thread(target=signalled)
+    thread.start()
+    with pytest.raises(TooLong):
+        stopping.join(thread, time.monotonic() + 60)
+    over.set()
+    stopping.join(thread, time.monotonic() + 60)
+    assert not thread.is_alive()
+
+
+def test_a_thread_is_waited_for_until_the_deadline_or_not_at_all() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    stopping.join(thread, time.monotonic() + 60)  # it has not begun
+    thread.start()
+    stopping.join(thread, time.monotonic() + 0.01)
+    assert thread.is_alive()
+    over.set()
+    stopping.join(thread, time.monotonic() + 60)
+    assert not thread.is_alive()
 
 
 def test_it_stays_set_and_a_wait_may_end_by_its_time() -> None:
