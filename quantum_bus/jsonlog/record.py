@@ -141,10 +141,7 @@ class Call:
 def read_call(context: Context, msg: object, args: tuple[object, ...], fields: Mapping[str, object]) -> Call:
     """Take a call apart: what is bound, then ``extra``, then the keywords; a later one replaces an earlier one."""
     text, unmatched = message_of(msg, args)
-    extra = fields.get("extra")
-    own, event, correlation_id = _split(extra if isinstance(extra, Mapping) else {}, fields)
-    if extra is not None and not isinstance(extra, Mapping):
-        own["extra"] = extra
+    own, event, correlation_id = _split(_extra(fields.get("extra")), fields)
     if unmatched:
         own.setdefault("args", unmatched)
     stack_info = fields.get("stack_info")
@@ -197,6 +194,18 @@ def error_of(exc_info: object) -> MaskedException | None:
     elif isinstance(exc_info, tuple):
         exc_info = exc_info[1] if len(exc_info) == 3 else None
     return mask_exception(exc_info) if isinstance(exc_info, BaseException) else None
+
+
+def _extra(extra: object) -> dict[object, object]:
+    """Its members; under its own name what has none, or does not give them."""
+    if extra is None:
+        return {}
+    try:
+        if isinstance(extra, Mapping):
+            return dict(extra.items())
+    except Exception:  # noqa: BLE001, S110 - a foreign items() ran; what it is can still be written
+        pass
+    return {"extra": extra}
 
 
 def _split(

@@ -155,6 +155,20 @@ def test_any_object_anywhere_is_one_line_of_json(
         only(logs.lines)
 
 
+@pytest.mark.parametrize("place", ["extra", "exc_info", "stack_info", "event", "correlation_id", "field", "msg", "arg"])
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: type(value).__name__)
+def test_a_hostile_value_in_any_place_is_one_line(value: object, place: str, log: Logger, logs: CaptureSink) -> None:
+    if place == "msg":
+        log.info(value)
+    elif place == "arg":
+        log.info("x %s", value)
+    else:
+        log.info("x", **{place: value})
+    record = only(logs.lines)
+    if place == "extra" and type(value) is BadMapping:
+        assert "extra" in record
+
+
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: type(value).__name__)
 def test_a_hostile_value_is_written_somehow(value: object, log: Logger, logs: CaptureSink) -> None:
     for _ in range(2):
