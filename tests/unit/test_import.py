@@ -1,4 +1,4 @@
-"""What `import quantum_bus` and a command load, which is what they cost; `benchmarks/commands.py` prints the times."""
+"""What a program with a bus loads, and a command: that is what they cost; `benchmarks/commands.py` prints the times."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ PROGRAM = """
 import sys
 import redis.asyncio
 before = set(sys.modules)
-import quantum_bus
+from quantum_bus import *
 print(*sorted(set(sys.modules) - before))
 """
 # Beside itself: what a message needs. redis and what it loads, asyncio too, are there already.
@@ -42,7 +42,7 @@ def test_it_loads_nothing_that_publishing_and_handling_do_not_need() -> None:
 
 COMMAND = """
 import sys
-import quantum_bus
+import redis.asyncio
 before = set(sys.modules)
 from quantum_bus.cli import main
 try:
@@ -63,6 +63,8 @@ def test_a_command_loads_neither_the_others_nor_what_only_they_need(command: str
     code, *loaded = told.stdout.split()
     assert code == "2", told.stderr
     assert "cannot be reached" in told.stderr
+    assert "quantum_bus.bus" not in loaded
+    assert "quantum_bus.jsonlog.logger" not in loaded
     of_commands = {name.split(".")[2] for name in loaded if name.startswith("quantum_bus.cli.")}
     assert of_commands.isdisjoint({*NAMES} - {command})
     assert not NOT_FOR_FIGURES & set(loaded)
