@@ -110,7 +110,7 @@ def _run_demo(
         own = url is None
         if url is None:
             say("starting Redis")
-            url = stack.enter_context(_own_redis())
+            url = stack.enter_context(_own_redis(signals))
         client = stack.enter_context(_connected(url))
         group_suffix = "" if own else f"-demo-{secrets.token_hex(4)}"
         if not own:
@@ -278,11 +278,18 @@ def _refuse_if_written(path: Path) -> None:
 
 
 @contextmanager
-def _own_redis() -> Iterator[str]:
+def _own_redis(signals: StopSignals) -> Iterator[str]:
+    """Its URL; a signal waits while it is started and while it is stopped, so that it is never forgotten in between."""
     try:
         server = find_redis_server()
-        with start_redis(server) as process:
-            yield process.url
+        with ExitStack() as stack:
+            with signals.held():
+                process = stack.enter_context(start_redis(server))
+            try:
+                yield process.url
+            finally:
+                with signals.held():
+                    stack.close()
     except RedisServerError as error:
         raise DemoError(
             f"no Redis to run on: {error}; name a running one with --url redis://localhost:6379/0"

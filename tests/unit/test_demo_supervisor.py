@@ -4,11 +4,14 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from quantum_bus.demo import run
 from quantum_bus.demo.supervisor import StopRequested, StopSignals, Supervisor
 
 SLEEP = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
@@ -134,3 +137,31 @@ def test_the_former_handlers_are_put_back() -> None:
     with StopSignals():
         pass
     assert [signal.getsignal(number) for number in StopSignals.SIGNALS] == before
+
+
+@pytest.mark.parametrize("moment", ["start", "stop"])
+def test_a_signal_as_redis_is_started_or_stopped_does_not_leave_it_running(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    @contextmanager
+    def redis_server(*_: object) -> Iterator[SimpleNamespace]:
+        steps.append("starts")
+        if moment == "start":
+            signal.raise_signal(signal.SIGTERM)
+        steps.append("started")
+        try:
+            yield SimpleNamespace(url="redis://localhost:6379/0")
+        finally:
+            steps.append("stops")
+            if moment == "stop":
+                signal.raise_signal(signal.SIGTERM)
+            steps.append("stopped")
+
+    monkeypatch.setattr(run, "find_redis_server", lambda: None)
+    monkeypatch.setattr(run, "start_redis", redis_server)
+    with StopSignals() as signals, pytest.raises(StopRequested), run._own_redis(signals):
+        steps.append("used")
+    used = ["used"] if moment == "stop" else []
+    assert steps == ["starts", "started", *used, "stops", "stopped"]
