@@ -196,28 +196,36 @@ class Link:
         wire.write(b"".join([request.packed for request in taken]))
 
     def _read(self, deadline: float) -> bool:
-        """Read the next reply; whether it came before ``deadline``."""
+        """Read the next reply, and what has come with it; whether it came before ``deadline``."""
         with self._lock:  # close() may come from another thread at any moment
             wire = self._wire
             if wire is None or not self._written:
                 raise ConnectionLost("the bus has closed its connection")
             current = self._written[0]
         dead_at = current.written_at + self._timeout
+        replies: list[Reply] = []
         try:
-            reply = wire.reply(max(0.001, min(deadline, dead_at) - monotonic()))
+            wire.read(
+                max(0.001, min(deadline, dead_at) - monotonic()), replies, current.expected - len(current.replies)
+            )
         except driver.TIMEOUT_ERROR as error:
             if monotonic() >= dead_at:
                 raise ConnectionLost(f"Redis at {self._where} has not answered for {self._timeout:g} s") from error
             return False
+        finally:
+            if replies:  # also before what could not be read
+                self._take(current, replies)
+        return True
+
+    def _take(self, current: _Request, replies: list[Reply]) -> None:
         with self._lock:
             if not self._written:
                 raise ConnectionLost("the bus has closed its connection")
-            current.replies.append(reply)
+            current.replies += replies
             if current.done:
                 self._written.popleft()
                 if current.wake is not None:
                     current.wake.set()
-        return True
 
     def _connected(self) -> Wire:
         if self._wire is not None:

@@ -29,11 +29,13 @@ class Wire(Protocol):
     def write(self, packed: bytes) -> None:
         """Send commands."""
 
-    def reply(self, patience: float) -> Reply:
-        """The next reply; what the server refuses is one, too.
+    def read(self, patience: float, replies: list[Reply], most: int) -> None:
+        """Append the next reply, and of those that have come with it as many as make ``most``.
+
+        What the server refuses is a reply, too.
 
         Args:
-            patience: seconds to wait for each part of it.
+            patience: seconds to wait for each part of the next one.
 
         Raises:
             driver.TIMEOUT_ERROR: it did not come; the connection may stand.
@@ -79,19 +81,25 @@ class SocketWire:
             self._set(self._usual)
         self._socket.sendall(packed)
 
-    def reply(self, patience: float) -> Reply:
-        """The next reply."""
-        while True:
-            while (reply := self._reader.gets(False)) is _MISSING:
+    def read(self, patience: float, replies: list[Reply], most: int) -> None:
+        """Append the next reply, and what has come with it."""
+        gets = self._reader.gets
+        while (reply := gets(False)) is _MISSING or self._is_pushed(reply):
+            if reply is _MISSING:
                 self._receive(patience)
+        replies.append(_checked(reply))
+        while len(replies) < most and (reply := gets(False)) is not _MISSING:
             if type(reply) is bytes:
-                return reply
-            if isinstance(reply, hiredis.PushNotification):
-                self._parser.handle_push_response(reply)
-                continue
-            if isinstance(reply, Exception) and not isinstance(reply, driver.REFUSALS):
-                raise reply
-            return reply
+                replies.append(reply)
+            elif not self._is_pushed(reply):
+                replies.append(_checked(reply))
+
+    def _is_pushed(self, reply: Reply) -> bool:
+        """Whether it answers nothing; the parser knows what to do with it."""
+        if not isinstance(reply, hiredis.PushNotification):
+            return False
+        self._parser.handle_push_response(reply)
+        return True
 
     def _receive(self, patience: float) -> None:
         until = monotonic() + patience
@@ -123,9 +131,17 @@ class DriverWire:
         """Send commands."""
         self._connection.send_packed_command([packed], check_health=False)
 
-    def reply(self, patience: float) -> Reply:
-        """The next reply."""
+    def read(self, patience: float, replies: list[Reply], most: int) -> None:  # noqa: ARG002 - it cannot tell what has come
+        """Append the next reply."""
         try:
-            return self._connection.read_response(disable_decoding=True, timeout=patience, disconnect_on_error=False)
+            reply = self._connection.read_response(disable_decoding=True, timeout=patience, disconnect_on_error=False)
         except driver.REFUSALS as refusal:
-            return refusal
+            reply = refusal
+        replies.append(reply)
+
+
+def _checked(reply: Reply) -> Reply:
+    """What is no answer to a command, such as a protocol error, is raised."""
+    if isinstance(reply, Exception) and not isinstance(reply, driver.REFUSALS):
+        raise reply
+    return reply

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from quantum_bus.cli.terminal import NO_TERMINAL
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
@@ -42,17 +44,25 @@ class Columns:
         """A row: a cell for each column."""
         self.rows.append(cells)
 
-    def show(self, console: Console) -> None:
-        """Print it. Where even its figures do not fit, the terminal breaks its lines: half a figure would be a lie."""
-        console.print(self, crop=False)
+    def show(self, console: Console | None = None) -> None:
+        """Print it; without a console in plain text, for a file or a pipe, where nothing has to fit.
+
+        Where even its figures do not fit a terminal, that breaks its lines: half a figure would be a lie.
+        """
+        if console is not None:
+            console.print(self, crop=False)
+            return
+        plain = [" ".join(text for text, _ in _ended(line)).rstrip() for line in self.lines(NO_TERMINAL)]
+        print(*plain, *filter(None, [self.caption]), sep="\n")
 
     def lines(self, width: int) -> Iterator[list[Cell]]:
         """Lines of cells that are padded to their columns, the header first."""
         header = [(column.title, HEADER) for column in self.columns]
         shown = [header, *self.rows]
-        widths = _fitting(self.columns, [max(map(_width, cells)) for cells in _texts(shown)], width)
+        wanted = [max(map(_width, cells)) for cells in _texts(shown)]
+        widths = _fitting(self.columns, wanted.copy(), width)
         for row in shown:
-            for folded in _folded(row, widths):
+            for folded in (row,) if widths == wanted else _folded(row, widths):
                 yield [
                     (_padded(text, at, column), style)
                     for (text, style), at, column in zip(folded, widths, self.columns, strict=True)

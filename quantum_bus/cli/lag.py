@@ -13,7 +13,7 @@ import typer
 from quantum_bus.cli.connection import Debug, Prefix, Streams, Url, connected, linked, wanted_streams
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE
 from quantum_bus.cli.state_view import lag_object, lag_table
-from quantum_bus.cli.terminal import wide_console
+from quantum_bus.cli.terminal import terminal
 from quantum_bus.inquiry import answered
 from quantum_bus.jsonlog.escape import escaped, visible
 from quantum_bus.state import BusState, GroupState, StreamState, observe
@@ -58,7 +58,7 @@ def lag(
     if as_json:
         print(escaped(orjson.dumps(lag_object(state), option=orjson.OPT_INDENT_2)).decode())
     else:
-        lag_table(state).show(wide_console())
+        lag_table(state).show(terminal())
     if max_messages is None and max_seconds is None:
         return
     over = [f"{name} is not there" for name in missing]

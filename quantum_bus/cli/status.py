@@ -12,7 +12,7 @@ from quantum_bus.blocking_link import Link
 from quantum_bus.cli.connection import Debug, Prefix, Streams, Url, connected, linked, wanted_streams
 from quantum_bus.cli.ending import EXIT_USAGE
 from quantum_bus.cli.state_view import status_object, status_table
-from quantum_bus.cli.terminal import wide_console
+from quantum_bus.cli.terminal import terminal, wide_console
 from quantum_bus.inquiry import Inquiry, answered
 from quantum_bus.jsonlog.escape import escaped
 from quantum_bus.pace import StreamPace, paces
@@ -41,7 +41,7 @@ def status(
         if as_json:
             print(_text(status_object(state, rates), indent=True))
         else:
-            status_table(state, rates).show(wide_console())
+            status_table(state, rates).show(terminal())
 
 
 def _watch(link: Link, streams: list[str] | None, prefix: str, interval: float, *, as_json: bool) -> NoReturn:

@@ -1,6 +1,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from quantum_bus.cli.columns import Column, Columns
@@ -68,3 +69,13 @@ def test_a_style_colours_its_cell_and_changes_no_text() -> None:
     coloured = printed(made, 80, colours=True)
     assert "\x1b[31m  7\x1b[0m" in coloured[2]
     assert [CODES.sub("", line).rstrip() for line in coloured] == printed(made, 80)
+
+
+def test_without_a_console_it_is_the_same_text(capsys: pytest.CaptureFixture[str]) -> None:
+    made = table(("orders", "1,234", ""), ("日本", "-", "7"), ("n" * 100, "1", ""), style="green")
+    made.caption = "3 streams"
+    made.show()
+    assert capsys.readouterr().out.splitlines() == printed(made, 400)
+    made.caption = ""
+    made.show()
+    assert capsys.readouterr().out.splitlines() == printed(made, 400)

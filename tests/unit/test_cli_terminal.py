@@ -34,3 +34,19 @@ def test_in_a_pipe_no_line_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", file)
     wide_console().print("x" * 390)
     assert file.getvalue() == f"{'x' * 390}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "env", "styled"),
+    [(Screen(), {}, True), (io.StringIO(), {}, False), (io.StringIO(), {"FORCE_COLOR": "1"}, True)],
+    ids=["terminal", "pipe", "a pipe that is to be coloured"],
+)
+def test_only_a_terminal_is_written_to_with_styles(
+    monkeypatch: pytest.MonkeyPatch, file: io.StringIO, env: dict[str, str], styled: bool
+) -> None:
+    monkeypatch.setattr(sys, "stdout", file)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert (terminal.terminal() is not None) is styled
