@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import inspect
 import os
@@ -17,6 +18,7 @@ import typer
 
 from quantum_bus import names
 from quantum_bus.bus import EventBus
+from quantum_bus.cli import USUAL
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail
 from quantum_bus.config import DEFAULT_STOP_TIMEOUT, check_address
 from quantum_bus.errors import ConfigurationError, QuantumBusError
@@ -67,6 +69,7 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Run a bus until SIGTERM or SIGINT, then drain it."""
+    gc.set_threshold(*USUAL)
     # As uvicorn and `python -m` do: the program's own modules are those of the folder it is started in.
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - as text, as sys.path holds it
         sys.path.insert(0, "")

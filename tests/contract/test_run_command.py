@@ -1,5 +1,6 @@
 """`quantum-bus run MODULE:BUS`, as a process on a real Redis."""
 
+import gc
 import json
 import os
 import signal
@@ -117,6 +118,13 @@ def test_it_handles_messages_until_a_signal_and_drains(
     events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
     assert events[0] == "SERVICE_STARTED"
     assert events[-1] == "SERVICE_STOPPED"
+
+
+def test_a_service_collects_garbage_as_any_python_does(serve: Callable[..., Service], program: Path) -> None:
+    with (program / "shop.py").open("a", encoding="utf-8") as file:
+        file.write("import gc\nprint('collects', gc.isenabled(), *gc.get_threshold(), flush=True)\n")
+    usual = " ".join(map(str, gc.get_threshold()))
+    assert serve("shop:bus").wait_for("collects") == f"collects True {usual}\n"
 
 
 def test_stop_timeout_bounds_the_drain(serve: Callable[..., Service], client: redis.Redis, stream: str) -> None:
