@@ -53,6 +53,7 @@ _NO_BAGGAGE: Final = Context()
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NO_BAGGAGE)))
 
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_TRACEPARENT_00: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _NO_ID: Final = "0" * 32
@@ -213,6 +214,24 @@ random_bits: Final = _random.getrandbits
 """So many random bits, from a generator that a fork or a user's ``random.seed()`` does not repeat."""
 
 
+def _through_its_constructor(
+    trace_id: int, span_id: int, is_remote: bool, flags: TraceFlags, state: TraceState = EMPTY_TRACESTATE
+) -> SpanContext:
+    return SpanContext(trace_id, span_id, is_remote, flags, state)
+
+
+def _as_a_tuple(
+    trace_id: int, span_id: int, is_remote: bool, flags: TraceFlags, state: TraceState = EMPTY_TRACESTATE
+) -> SpanContext:
+    return tuple.__new__(SpanContext, (trace_id, span_id, is_remote, flags, state, True))
+
+
+_ALIKE: Final = tuple(_through_its_constructor(1, 2, True, SAMPLED)) == tuple(_as_a_tuple(1, 2, True, SAMPLED))
+
+valid_context: Final = _as_a_tuple if _ALIKE else _through_its_constructor
+"""A span context of valid ids; the constructor, which looks at them, takes thrice as long (0.8 µs)."""
+
+
 def new_trace_id() -> str:
     """32 random lower-case hex digits, not all zero."""
     return f"{_random.getrandbits(128) or 1:032x}"
@@ -231,7 +250,7 @@ def mint(trace_id: str | None = None, *, sampled: bool = True) -> SpanContext:
     """
     usable = trace_id is not None and trace_id != _NO_ID and _TRACE_ID.fullmatch(trace_id)
     number = int(trace_id, 16) if usable and trace_id else _random.getrandbits(128) or 1
-    return SpanContext(number, _new_span_id(), is_remote=False, trace_flags=SAMPLED if sampled else NOT_SAMPLED)
+    return valid_context(number, _new_span_id(), False, SAMPLED if sampled else NOT_SAMPLED)
 
 
 def with_span(span: trace.Span, context: Context) -> Context:
@@ -288,22 +307,19 @@ def parse_context(traceparent: str | None, tracestate: str | None = None) -> Spa
     """
     if not traceparent or len(traceparent) > MAX_TRACESTATE_LENGTH:
         return None
-    match = _TRACEPARENT.fullmatch(traceparent.strip(" \t"))
-    if match is None:
-        return None
-    version, trace_id, span_id, flags, rest = match.groups()
-    if version == "ff" or (version == "00" and rest is not None):
-        return None
+    if (match := _TRACEPARENT_00.fullmatch(traceparent)) is not None:  # what everybody sends
+        trace_id, span_id, flags = match.groups()
+    else:
+        if (match := _TRACEPARENT.fullmatch(traceparent.strip(" \t"))) is None:
+            return None
+        version, trace_id, span_id, flags, rest = match.groups()
+        if version == "ff" or (version == "00" and rest is not None):
+            return None
     trace_number, span_number = int(trace_id, 16), int(span_id, 16)
     if not trace_number or not span_number:
         return None
-    return SpanContext(
-        trace_number,
-        span_number,
-        is_remote=True,
-        trace_flags=FLAGS[int(flags, 16) & 0x03],
-        trace_state=_parse_tracestate(tracestate) if tracestate else EMPTY_TRACESTATE,
-    )
+    state = _parse_tracestate(tracestate) if tracestate else EMPTY_TRACESTATE
+    return valid_context(trace_number, span_number, True, FLAGS[int(flags, 16) & 0x03], state)
 
 
 def _parse_tracestate(header: str) -> TraceState:

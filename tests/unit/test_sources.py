@@ -8,7 +8,7 @@ from quantum_bus import sources, streams
 from quantum_bus.config import BusConfig, Start, SubscriberConfig
 from quantum_bus.delivery import ACK, Again, Bury, Failure, Outcome
 from quantum_bus.outbox import DONE, LOST, Letter
-from quantum_bus.sources import LONGEST_NAP, LONGEST_ROUND, ROUNDS, NotOwned, Sources
+from quantum_bus.sources import LONGEST_NAP, LONGEST_ROUND, PAGE, ROUNDS, NotOwned, Sources
 from quantum_bus.streams import DUE_PAGE, OWN, RECOVER, RECOVERY_PAGE, RELEASE, Command
 from tests.unit.clock import Clock
 from tests.unit.incoming import held
@@ -47,6 +47,16 @@ def page(reading: Sources, room: int = 10) -> Command | None:
     """The next page of recovery that is due, behind a read."""
     reading.read(room)
     return reading.recover(room)
+
+
+@pytest.mark.parametrize(
+    ("room", "batch", "count"), [(7, 1, 7), (1_000, 1, PAGE), (1_600, 100, 200), (9_000, 500, 1_000), (800, 500, 800)]
+)
+def test_one_read_brings_a_page_or_two_batches(clock: Clock, room: int, batch: int, count: int) -> None:
+    config = SubscriberConfig(streams=("s",), group="g", batch=batch)
+    reading = Sources(config, "c", BusConfig(url=None, service="svc"), clock=clock)
+    command = reading.read(room)
+    assert command[command.index("COUNT") + 1] == count
 
 
 def go_round(sources: Sources) -> list[str]:
