@@ -24,8 +24,8 @@ Fields = dict[bytes, bytes]
 def entries_of_the_bus(url: str, number: int = DIFFERENT) -> list[Fields]:
     """What the bus itself writes: read back, so that it is the bus's own bytes whatever its envelope looks like.
 
-    It has a provider of its own: a bus that is used before the global SDK is set up has that told of each message singly,
-    by later buses, too, and a service sets it up first.
+    It has a provider of its own: a bus that is used before the global SDK is set up has that told of each message
+    singly, by later buses, too, and a service sets it up first.
     """
     with EventBus(url, service=SERVICE, meter_provider=NoOpMeterProvider()) as bus:
         for _ in range(number):
