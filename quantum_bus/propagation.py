@@ -275,11 +275,11 @@ def derived_context(stream: str, entry_id: str, *, sampled: bool = True) -> Span
     Trace id and span id are the first 16 and the next 8 bytes of SHA-256 over ``stream``, one space, ``entry_id``.
     """
     digest = hashlib.sha256(f"{stream} {entry_id}".encode(errors="surrogatepass")).digest()
-    return SpanContext(
+    return valid_context(
         int.from_bytes(digest[:16], "big") or 1,
         int.from_bytes(digest[16:24], "big") or 1,
-        is_remote=True,
-        trace_flags=SAMPLED if sampled else NOT_SAMPLED,
+        True,
+        SAMPLED if sampled else NOT_SAMPLED,
     )
 
 

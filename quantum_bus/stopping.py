@@ -7,8 +7,10 @@ in slices wherever other threads are about.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+from collections.abc import Iterator
 from time import monotonic
 from typing import Final
 
@@ -40,19 +42,23 @@ class StopRequest:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until somebody asks, or for ``timeout`` seconds; whether somebody has. For one thread."""
-        until = None if timeout is None else monotonic() + timeout
-        while not self._asked:
-            left = SLICE if until is None else until - monotonic()
-            if left <= 0:
+        for patience in slices(None if timeout is None else monotonic() + timeout):
+            if self._asked:
                 break
-            try:
-                self._wake.get(timeout=min(left, SLICE))
-            except queue.Empty:
-                continue
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=patience)
         return self._asked
 
 
 def join(thread: threading.Thread, deadline: float) -> None:
     """Wait until it has ended, or until ``deadline`` on the monotonic clock."""
-    while thread.is_alive() and (left := deadline - monotonic()) > 0:
-        thread.join(min(left, SLICE))
+    for patience in slices(deadline):
+        if not thread.is_alive():
+            break
+        thread.join(patience)
+
+
+def slices(deadline: float | None) -> Iterator[float]:
+    """Seconds to wait at a time until ``deadline`` on the monotonic clock; None: for ever."""
+    while deadline is None or (left := deadline - monotonic()) > 0:
+        yield SLICE if deadline is None else min(left, SLICE)

@@ -443,9 +443,7 @@ def _facts(span: Any) -> list[Any]:
     facts = [span.get_span_context()]
     if hasattr(span, "attributes"):  # it did record
         facts += [_alike(held) for held in (span, span._attributes, span._readable_span())]
-        facts += [span.name, span.parent, span.kind, dict(span.attributes)]
         facts += [(event.name, event.timestamp, dict(event.attributes or {})) for event in span.events]
         facts += [(link.context, dict(link.attributes or {})) for link in span.links]
-        facts += [span.status.status_code, span.status.description, span.resource, span.instrumentation_scope]
-        facts += [span.dropped_attributes, span.dropped_events, span.dropped_links]
+        facts += [span.status.status_code, span.status.description, span.dropped_events, span.dropped_links]
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from quantum_bus import names
+from quantum_bus.cli import USUAL
 from quantum_bus.cli.connection import Debug, Prefix, Url, full_name, make_client, make_link
 from quantum_bus.cli.ending import EXIT_FAILED, EXIT_USAGE, fail
 from quantum_bus.config import STOP_SIGNALS, masked_url
@@ -64,6 +66,7 @@ def exporter(
     It needs no consumer, and no Redis to start with. While Redis is away, quantum_bus.exporter.up is 0 and every other
     figure absent.
     """
+    gc.set_threshold(*USUAL)
     try:
         address = _address(listen)
         wanted = [full_name(stream, prefix) for stream in streams or ()]

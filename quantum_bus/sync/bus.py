@@ -41,7 +41,7 @@ from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, Pu
 from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.readiness import Health
 from quantum_bus.receipt import Receipt
-from quantum_bus.stopping import SLICE, StopRequest
+from quantum_bus.stopping import StopRequest, slices
 from quantum_bus.stream_names import StreamNames
 from quantum_bus.subscriptions import Subscriptions
 from quantum_bus.telemetry import Telemetry
@@ -535,8 +535,10 @@ class _Counted:
         """Wait until none is under way, or until ``deadline`` on the monotonic clock."""
         with self._changed:
             self._awaited = True
-            while self._count and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(min(left, SLICE))
+            for patience in slices(deadline):
+                if not self._count:
+                    break
+                self._changed.wait(patience)
 
     def close(self) -> None:
         """Let no more in."""

@@ -1,5 +1,6 @@
 """What a program with a bus loads, and a command: that is what they cost; `benchmarks/commands.py` prints the times."""
 
+import os
 import subprocess
 import sys
 
@@ -69,3 +70,20 @@ def test_a_command_loads_neither_the_others_nor_what_only_they_need(command: str
     assert of_commands.isdisjoint({*NAMES} - {command})
     assert not NOT_FOR_FIGURES & set(loaded)
     assert len(of_commands) <= 9, "each module takes a file's reading"
+
+
+SHOWN = """
+import sys
+from quantum_bus.cli.columns import Column, Columns
+from quantum_bus.cli.terminal import terminal
+Columns([Column("stream", names=True)], [[("orders", "bold")]], "1 stream").show(terminal())
+print("rich" in sys.modules)
+"""
+
+
+def test_a_table_in_a_pipe_is_shown_without_rich() -> None:
+    env = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    told = subprocess.run(
+        [sys.executable, "-c", SHOWN], capture_output=True, text=True, check=True, timeout=30, env=env
+    )
+    assert told.stdout.splitlines() == ["stream", "orders", "1 stream", "False"]
