@@ -145,7 +145,7 @@ def collector_to_loki(gathered: Gathered) -> Verdict:
         return Verdict(False, f"lines fail right now: {told}", ("loki_ready",))
     if not sent and failed:
         return Verdict(False, f"Loki has taken none: {told}", ("loki_ready",))
-    if waiting and before.get("queue_size") and sent == before.get("sent", 0):
+    if waiting and sent == before.get("sent", 0) and (before.get("queue_size") or not sent):
         return Verdict(False, f"what waits is not taken: {told}; is its QUANTUM_LOKI_URL right?", ("loki_ready",))
     if not sent:
         return Verdict(False, f"there was nothing to send yet: {told}")

@@ -65,19 +65,20 @@ class Deployment:
         assert (found["ok"], told.returncode) == (not failed, 1 if failed else 0)
         return failed
 
-    def wait_failing(self, numbers: set[int], environment: Environment) -> dict[int, dict[str, Any]]:
-        """Those checks fail and no others; parts that were started again have a moment to find each other."""
+    def wait_failing(self, numbers: set[int], environment: Environment, says: str = "") -> dict[int, dict[str, Any]]:
+        """Those checks fail and no others, each saying so; parts started again have a moment to find each other."""
         failed: dict[int, dict[str, Any]] = {}
 
         def as_wanted() -> bool:
             nonlocal failed
             failed = self.failing(environment)
-            return set(failed) == numbers
+            return set(failed) == numbers and all(says in check["reason"] for check in failed.values())
 
+        wanted = f"{numbers or 'nothing'} failing, saying {says!r}"
         try:
-            wait_until(as_wanted, timeout=90, what=f"{numbers or 'nothing'} failing")
+            wait_until(as_wanted, timeout=90, what=wanted)
         except Exception:
-            pytest.fail(f"wanted {numbers or 'nothing'} to fail, and there fail: {failed}")
+            pytest.fail(f"wanted {wanted}, and there fail: {failed}")
         return failed
 
     @contextmanager
@@ -226,8 +227,7 @@ def test_what_is_broken_fails_its_check_and_no_other(
     deployment: Deployment, number: int, broken: Callable[[Deployment], Any], says: str
 ) -> None:
     with broken(deployment) as environment:
-        failed = deployment.wait_failing({number}, environment)
-        assert says in failed[number]["reason"]
+        failed = deployment.wait_failing({number}, environment, says)
         assert failed[number]["follows_from"] == []
     deployment.wait_failing(set(), {})
 

@@ -243,6 +243,7 @@ def metrics(**values: int) -> str:
         ({"sent": 5, "failed": 2, "waiting": 0}, {"sent": 6, "failed": 3, "waiting": 0}, False, "lines fail right now"),
         ({"failed": 3, "waiting": 0}, {"failed": 3, "waiting": 0}, False, "Loki has taken none"),
         ({"waiting": 0}, {"waiting": 0}, False, "there was nothing to send yet"),
+        ({"waiting": 0}, {"waiting": 9}, False, "what waits is not taken"),
         ({}, {}, False, "has no counters of the exporter"),
     ],
 )
