@@ -357,7 +357,8 @@ class Consumer:
                 journal.reading_again(self.config)
                 backoff.reset()
             self._answered(step, reply)
-            if reply:
+            brought, reply = bool(reply), None  # not kept while the next read waits
+            if brought:
                 await asyncio.sleep(0)  # what begins comes first: the next read takes 60 µs of a message's way
 
     async def _next_step(self, room: int) -> Step | None:
@@ -740,21 +741,24 @@ class Consumer:
             if pause is None or pause > 0:
                 await _wait(self._posted, pause)
                 continue
-            request = self._commands.send(*self._outbox.take())
-            self._handlings.tell()  # while Redis is at work
-            try:
-                answered = self._outbox.answered(await request)
-            except QuantumBusError as error:
-                answered = self._outbox.failed(error)
-            journal.outcomes_refused(answered.refused)
-            for letter in answered.settled:
-                if letter.result is DONE and letter.settled is None and type(letter.outcome) is Ack:
-                    self._inbox.release(letter.held)
-                else:
-                    self._settled(letter)
-            self._make_room()
-            if self._succession is not None:
-                self._run_parked()
+            await self._write_due()
+
+    async def _write_due(self) -> None:
+        request = self._commands.send(*self._outbox.take())
+        self._handlings.tell()  # while Redis is at work
+        try:
+            answered = self._outbox.answered(await request)
+        except QuantumBusError as error:
+            answered = self._outbox.failed(error)
+        journal.outcomes_refused(answered.refused)
+        for letter in answered.settled:
+            if letter.result is DONE and letter.settled is None and type(letter.outcome) is Ack:
+                self._inbox.release(letter.held)
+            else:
+                self._settled(letter)
+        self._make_room()
+        if self._succession is not None:
+            self._run_parked()
 
     def _settled(self, letter: Letter) -> None:
         self._inbox.release(letter.held, letter.again)

@@ -311,6 +311,7 @@ class Consumer:
                 journal.reading_again(self.config)
                 backoff.reset()
             self._answered(step, reply)
+            reply = None  # not kept while the next read waits
 
     def _await_room(self) -> int:
         with self._changed:
@@ -473,11 +474,15 @@ class Consumer:
     # --- running ---------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
-            if (given := self._next_run()) is None:
-                return
-            run, probe = given
-            self._context.copy().run(self._handle, run, probe)
+        while self._run_next():  # a call for each, so that no run's messages are kept while the next is waited for
+            pass
+
+    def _run_next(self) -> bool:
+        """Wait for the next run, and run it; False when stopping."""
+        if (given := self._next_run()) is None:
+            return False
+        self._context.copy().run(self._handle, *given)
+        return True
 
     def _next_run(self) -> tuple[Sequence[Held], bool] | None:
         """Wait for the next run; with it, whether it is a circuit breaker's probe. None when stopping."""
@@ -643,21 +648,24 @@ class Consumer:
                         return
                     self._changed.wait(self._outbox.pause())
                 commands = self._outbox.take()
-            self._handlings.tell()
-            try:
-                replies: list[Any] = self._commands.execute(*commands)
-            except QuantumBusError as error:
-                replies = [error] * len(commands)
-            with self._changed:
-                answered = self._outbox.answered(replies)
-                for letter in answered.settled:
-                    self._inbox.release(letter.held, letter.again)
-                    if letter.result == LOST and not letter.held.gone and self._succession is not None:
-                        self._succession.lost(letter.held.incoming.stream)
-                self._changed.notify_all()
-            journal.outcomes_refused(answered.refused)
+            self._write_due(commands)
+
+    def _write_due(self, commands: Sequence[streams.Command]) -> None:
+        self._handlings.tell()
+        try:
+            replies: list[Any] = self._commands.execute(*commands)
+        except QuantumBusError as error:
+            replies = [error] * len(commands)
+        with self._changed:
+            answered = self._outbox.answered(replies)
             for letter in answered.settled:
-                self._settled(letter)
+                self._inbox.release(letter.held, letter.again)
+                if letter.result == LOST and not letter.held.gone and self._succession is not None:
+                    self._succession.lost(letter.held.incoming.stream)
+            self._changed.notify_all()
+        journal.outcomes_refused(answered.refused)
+        for letter in answered.settled:
+            self._settled(letter)
 
     def _settled(self, letter: Letter) -> None:
         letter.count(self._telemetry, self.config.group)

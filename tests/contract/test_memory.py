@@ -5,6 +5,7 @@ import gc
 import os
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from quantum_bus import Message
 from quantum_bus.demo.redis_server import start_redis
 from tests.contract.backends import Backend
 from tests.contract.conditions import eventually
+from tests.contract.entries import all_acked
 from tests.contract.twins import Buses
 from tests.servers import series_to_test, server_of
 
@@ -24,6 +26,7 @@ CHUNK = 1_000
 # What 180,000 messages may add: an object kept for each would be 9 MB or more. Threads leave 4 MB free on a busy
 # machine.
 MAY_GROW_BY = 7_000_000
+LARGE, LARGE_BYTES = 10, 500_000
 
 
 def resident() -> int:
@@ -75,3 +78,40 @@ async def test_memory_is_flat_over_two_hundred_thousand_messages(twin: str, newe
     assert grown < MAY_GROW_BY
     await client.aclose()
     await buses.stop()
+
+
+async def test_what_was_handled_and_acked_is_kept_no_longer(twin: str, newest: Backend) -> None:
+    """A consumer that waits for its next message kept the page that it had read before, and what it had acked."""
+    buses = Buses(twin, newest)
+    bus = buses()
+    client = newest.asyncio_client()
+    handled = 0
+
+    @bus.subscriber("s", concurrency=LARGE)
+    async def handle(text: str) -> None:
+        nonlocal handled
+        handled += 1
+
+    async def through(size: int) -> None:
+        wanted = handled + LARGE
+        await bus.publish_many("s", ["x" * size] * LARGE)
+        await eventually(lambda: handled == wanted)
+        await eventually(lambda: all_acked(client, "s"))
+
+    tracemalloc.start()
+    try:
+        async with bus:
+            await through(10)
+            before = traced()
+            await through(LARGE_BYTES)
+            await eventually(lambda: traced() - before < LARGE_BYTES)
+    finally:
+        tracemalloc.stop()
+    await client.aclose()
+    await buses.stop()
+
+
+def traced() -> int:
+    """Bytes that Python's own allocators have given out since it was asked to trace them."""
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
