@@ -127,6 +127,27 @@ def test_a_service_collects_garbage_as_any_python_does(serve: Callable[..., Serv
     assert serve("shop:bus").wait_for("collects") == f"collects True {usual}\n"
 
 
+FREEZE = """
+import gc, threading, time
+
+def look():
+    while not gc.get_freeze_count():
+        time.sleep(0.01)
+    print(f"frozen {gc.get_freeze_count()}\\n", end="", flush=True)  # in one write: the log goes the same way
+
+threading.Thread(target=look, daemon=True).start()
+"""
+
+
+def test_a_service_has_its_garbage_collector_spared_what_was_loaded(
+    serve: Callable[..., Service], program: Path
+) -> None:
+    with (program / "shop.py").open("a", encoding="utf-8") as file:
+        file.write(FREEZE)
+    _, count = serve("shop:bus").wait_for("frozen").split()
+    assert int(count) > 10_000
+
+
 def test_stop_timeout_bounds_the_drain(serve: Callable[..., Service], client: redis.Redis, stream: str) -> None:
     service = serve("shop:bus", "--stop-timeout=0.2")
     service.wait_for("BUS_STARTED")
