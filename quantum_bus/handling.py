@@ -200,7 +200,7 @@ class Handling:
             consumed = telemetry.consumed.of(attributes)
             record_failure(span, self._error)
         self._begun.put(names.ATTR_OUTCOME, self._outcome)
-        telemetry.process_duration.record(elapsed, attributes, otel_context.get_current())
+        telemetry.process_duration.record(elapsed, attributes, propagation.read_context())
         consumed.add(count)
         self._handlings.moved(self._incoming[0].stream, -count)
         span.end()

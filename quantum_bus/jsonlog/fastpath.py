@@ -15,10 +15,9 @@ from typing import Final
 import orjson
 from opentelemetry import trace
 from opentelemetry.context import Context as OtelContext
-from opentelemetry.context import get_current as _current_context
 
 from quantum_bus import names
-from quantum_bus.propagation import get_correlation_id, valid_correlation_id
+from quantum_bus.propagation import read_context, read_correlation_id, valid_correlation_id
 
 from .encode import Clock
 from .escape import escaped
@@ -116,11 +115,11 @@ class JsonPipeline:
 
             flow_id = correlation_id
             if flow_id is None:
-                flow_id = get_correlation_id()
+                flow_id = read_correlation_id()
             elif not valid_correlation_id(flow_id):
                 ordinary = False
 
-            current = _current_context()
+            current = read_context()
             within, last_id, flow, span = self._flow
             if current is not within or flow_id is not last_id:
                 flow, span = self._enter(current, flow_id)

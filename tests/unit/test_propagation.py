@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import baggage, context, trace
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from quantum_bus import names, propagation
@@ -242,6 +243,26 @@ async def test_concurrent_scopes_do_not_mix() -> None:
 async def test_to_thread_carries_it_by_itself() -> None:
     with correlation_scope("outer"):
         assert await asyncio.to_thread(get_correlation_id) == "outer"
+
+
+def test_the_current_context_is_read_as_opentelemetry_says() -> None:
+    assert propagation.read_context() is context.get_current()
+    token = context.attach(baggage.set_baggage("tenant", "eu-1"))
+    try:
+        assert propagation.read_context() is context.get_current()
+        assert baggage.get_baggage("tenant", propagation.read_context()) == "eu-1"
+    finally:
+        context.detach(token)
+
+
+def test_of_another_runtime_of_contexts_its_own_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runtime(ContextVarsRuntimeContext):
+        def get_current(self) -> context.Context:
+            return baggage.set_baggage("from", "the runtime", super().get_current())
+
+    monkeypatch.setattr(context, "_RUNTIME_CONTEXT", Runtime())
+    read = propagation._context_reader()
+    assert baggage.get_baggage("from", read()) == "the runtime"
 
 
 def test_a_plain_thread_starts_without_a_flow() -> None:
