@@ -56,6 +56,7 @@ class Row:
 
 RAW: Final = "raw redis-py"
 RAW_ON: Final = "raw redis-py, instrumented"
+BY_HAND: Final = "raw redis-py, all on by hand"
 OFF: Final = "quantum-bus, no SDK"
 ALL_ON: Final = "quantum-bus, all on"
 FASTSTREAM_OFF: Final = "FastStream, off"
@@ -97,6 +98,7 @@ ROWS: Final = (
             Case(TASKIQ_OFF, ("taskiq_peer", "publish-in-flight"), 8_000),
             Case(TASKIQ_ON, ("taskiq_peer", "publish-in-flight", *ON), 5_000),
             Case(RAW_ON, ("raw", "publish-in-flight", *ON), 6_000),
+            Case(BY_HAND, ("by_hand", "publish-in-flight", *ALL), 8_000),
         ),
     ),
     Row(
@@ -123,7 +125,9 @@ ROWS: Final = (
             Case("FastStream, batches, on", ("faststream_peer", "consume-batches", *ON), 30_000),
             Case(TASKIQ_OFF, ("taskiq_peer", "consume"), 5_000),
             Case(TASKIQ_ON, ("taskiq_peer", "consume", *ON), 3_000),
+            Case(BY_HAND, ("by_hand", "consume", *ALL), 12_000),
         ),
+        note="By hand: a loop that reads a hundred, makes span, duration and log line of each, and acks a hundred.",
     ),
     Row(
         "threads",

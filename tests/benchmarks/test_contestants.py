@@ -95,6 +95,9 @@ def test_a_contestant_does_its_work(row: str, case: Case, redis: RedisProcess, c
             assert len(collector.spans) - before == messages
         if level(case) in ("metrics", "logs"):
             assert any(name.startswith("messaging.") for name in told["metrics"])
+    elif case.command[0] == "by_hand":
+        assert (told["lines"], told["spans"]) == (messages, messages)
+        assert any(name.startswith("messaging.") for name in told["metrics"])
     elif level(case) != "off":
         assert told["spans"] > 0
 
@@ -105,7 +108,7 @@ def test_raw_writes_the_fields_and_bytes_of_the_bus(row: str, redis: RedisProces
     written = [
         facts(case, redis, collector, row)["entry"]
         for case in cases
-        if case.command[0] in ("raw", "bus", "bus_threads")
+        if case.command[0] in ("raw", "by_hand", "bus", "bus_threads")
     ]
     assert len(written) > 1
     assert "traceparent" in written[0]
