@@ -96,7 +96,7 @@ def test_six_orders_without_a_response_are_told_and_answered_or_young_ones_are_n
     answered += [line("portfolio", "ORDER_RESPONSE", ago=9 * MINUTE, order_id=f"order_{n}") for n in range(100, 110)]
     # Ten of them are answered late, by when they would have counted.
     answered += [line("portfolio", "ORDER_RESPONSE", order_id=f"order_{number}") for number in range(110, 120)]
-    young = [submitted(number, 4) for number in range(200, 220)]
+    young = [submitted(number, 1) for number in range(200, 220)]
     old = [submitted(number, 36) for number in range(300, 320)]
     nameless = [line("auto_executor", "ORDER_SUBMIT", ago=10 * MINUTE) for _ in range(20)]
     write(stack, "auto_executor", *old, *answered, *nameless, *(submitted(n, 10) for n in range(5)), *young)
