@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,8 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Free ports only, for tests that run side by side."""
-        with contextlib.ExitStack() as held:
-            return cls(**{name: held.enter_context(_bound(0)).getsockname()[1] for name in cls.__slots__})
+        """Free ports only, for tests that run side by side; none is given twice."""
+        return cls(**{name: next(_free_ports()) for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +372,17 @@ def _port_or_free(port: int) -> int:
         with contextlib.suppress(OSError), _bound(candidate) as held:
             return int(held.getsockname()[1])
     raise StackError("no free port on loopback")
+
+
+@functools.cache
+def _free_ports() -> Iterator[int]:
+    """Free ports in no order, of those that the kernel gives to nobody who asks for any: they stay free until used."""
+    ports = list(range(10_000, 32_000))
+    secrets.SystemRandom().shuffle(ports)
+    for port in ports:
+        with contextlib.suppress(OSError):
+            _bound(port).close()
+            yield port
 
 
 def _redis_server() -> str:

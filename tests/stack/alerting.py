@@ -60,13 +60,9 @@ def quick_loki(stack: Stack) -> Program:
     return loki(stack, rules=stack.folder / "quick" / "loki")
 
 
-def quick_alertmanager(stack: Stack, notified: Notified) -> Program:
-    for name, path in (("webhook_url", "alerts"), ("watchdog_url", "watchdog")):
-        (stack.secrets / name).write_text(f"http://127.0.0.1:{notified.http_port}/{path}")
+def quick_alertmanager(stack: Stack) -> Program:
     (stack.secrets / "smtp_password").write_text("a secret of a file")
-    return alertmanager(
-        stack, changes={**COLLECTING, f"127.0.0.1:{stack.ports.smtp}": f"127.0.0.1:{notified.smtp_port}"}
-    )
+    return alertmanager(stack, changes=COLLECTING)
 
 
 @dataclass(frozen=True, slots=True)
