@@ -439,7 +439,7 @@ def _banner(stack: Stack) -> str:
     )
 
 
-def _supervisor() -> Any:
+def _supervisor(patience: float) -> Any:
     from honcho import manager as honcho
 
     class Supervisor(honcho.Manager):  # type: ignore[misc]
@@ -464,7 +464,7 @@ def _supervisor() -> Any:
                 programs = [self._processes[name] for name in STOPPED_FIRST[self._turn]]
                 running = [program for program in programs if "returncode" not in program]
                 if self._until is None:
-                    self._until = time.monotonic() + TURN_SECONDS
+                    self._until = time.monotonic() + patience * TURN_SECONDS
                     for program in running:
                         self._procmgr.terminate(program["pid"])
                 if running and time.monotonic() < self._until:
@@ -472,12 +472,15 @@ def _supervisor() -> Any:
                 self._turn, self._until = self._turn + 1, None
             return True
 
-    honcho.KILL_WAIT = STOP_SECONDS
+    honcho.KILL_WAIT = patience * STOP_SECONDS
     return Supervisor()
 
 
-def run(folder: Path, *, seconds: float | None) -> int:
-    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over."""
+def run(folder: Path, *, seconds: float | None, patience: float = 1.0) -> int:
+    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over.
+
+    Programs have `patience` times as long to stop as they usually have.
+    """
     url = os.environ.get("QUANTUM_BUS_URL")
     ports = Ports.usual_or_free()
     stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
@@ -488,7 +491,7 @@ def run(folder: Path, *, seconds: float | None) -> int:
     if not url:
         programs.insert(0, redis(stack))
 
-    supervisor = _supervisor()
+    supervisor = _supervisor(patience)
     for program in programs:
         # "exec": the pid that gets the signals is the program's, not a shell's.
         supervisor.add_process(
@@ -522,13 +525,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dir", type=Path, default=ROOT / ".quantum", help="where everything is kept (%(default)s)")
     parser.add_argument("--for", type=float, dest="seconds", metavar="SECONDS", help="stop by itself after so long")
+    parser.add_argument("--patience", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument("--when-open", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.when_open:
         address, *command = chosen.when_open
         _run_when_open(address, command)
     try:
-        return run(chosen.dir, seconds=chosen.seconds)
+        return run(chosen.dir, seconds=chosen.seconds, patience=chosen.patience)
     except StackError as error:
         print(error, file=sys.stderr)
         return 1
