@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,8 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Free ports only, for tests that run side by side."""
-        with contextlib.ExitStack() as held:
-            return cls(**{name: held.enter_context(_bound(0)).getsockname()[1] for name in cls.__slots__})
+        """Free ports only, for tests that run side by side; none is given twice."""
+        return cls(**{name: next(_free_ports()) for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +374,17 @@ def _port_or_free(port: int) -> int:
     raise StackError("no free port on loopback")
 
 
+@functools.cache
+def _free_ports() -> Iterator[int]:
+    """Free ports in no order, of those that the kernel gives to nobody who asks for any: they stay free until used."""
+    ports = list(range(10_000, 32_000))
+    secrets.SystemRandom().shuffle(ports)
+    for port in ports:
+        with contextlib.suppress(OSError):
+            _bound(port).close()
+            yield port
+
+
 def _redis_server() -> str:
     from quantum_bus.demo.redis_server import RedisServerError, find_redis_server
 
@@ -429,7 +439,7 @@ def _banner(stack: Stack) -> str:
     )
 
 
-def _supervisor() -> Any:
+def _supervisor(patience: float) -> Any:
     from honcho import manager as honcho
 
     class Supervisor(honcho.Manager):  # type: ignore[misc]
@@ -454,7 +464,7 @@ def _supervisor() -> Any:
                 programs = [self._processes[name] for name in STOPPED_FIRST[self._turn]]
                 running = [program for program in programs if "returncode" not in program]
                 if self._until is None:
-                    self._until = time.monotonic() + TURN_SECONDS
+                    self._until = time.monotonic() + patience * TURN_SECONDS
                     for program in running:
                         self._procmgr.terminate(program["pid"])
                 if running and time.monotonic() < self._until:
@@ -462,12 +472,15 @@ def _supervisor() -> Any:
                 self._turn, self._until = self._turn + 1, None
             return True
 
-    honcho.KILL_WAIT = STOP_SECONDS
+    honcho.KILL_WAIT = patience * STOP_SECONDS
     return Supervisor()
 
 
-def run(folder: Path, *, seconds: float | None) -> int:
-    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over."""
+def run(folder: Path, *, seconds: float | None, patience: float = 1.0) -> int:
+    """Runs the whole stack until a signal comes, a program ends by itself, or `seconds` are over.
+
+    Programs have `patience` times as long to stop as they usually have.
+    """
     url = os.environ.get("QUANTUM_BUS_URL")
     ports = Ports.usual_or_free()
     stack = Stack(folder.resolve(), ports, url or f"redis://{HOST}:{ports.redis}/0")
@@ -478,7 +491,7 @@ def run(folder: Path, *, seconds: float | None) -> int:
     if not url:
         programs.insert(0, redis(stack))
 
-    supervisor = _supervisor()
+    supervisor = _supervisor(patience)
     for program in programs:
         # "exec": the pid that gets the signals is the program's, not a shell's.
         supervisor.add_process(
@@ -512,13 +525,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dir", type=Path, default=ROOT / ".quantum", help="where everything is kept (%(default)s)")
     parser.add_argument("--for", type=float, dest="seconds", metavar="SECONDS", help="stop by itself after so long")
+    parser.add_argument("--patience", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument("--when-open", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.when_open:
         address, *command = chosen.when_open
         _run_when_open(address, command)
     try:
-        return run(chosen.dir, seconds=chosen.seconds)
+        return run(chosen.dir, seconds=chosen.seconds, patience=chosen.patience)
     except StackError as error:
         print(error, file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from tests.faults.forms import FORMS, LONG, SHORT, WHOLE
 from tests.servers import IN_CI, RedisPool, series_to_test, server_of
 
 TESTS = Path(__file__).parent
-TIMEOUTS = {"unit": 30, "contract": 60, "packaging": 1500, "stack": 900, "benchmarks": 120}
+TIMEOUTS = {"unit": 30, "contract": 60, "packaging": 3600, "stack": 900, "benchmarks": 120}
 FAULTS_TIMEOUTS = {SHORT: 180, WHOLE: 600, LONG: 6 * 3600}
 
 

@@ -98,6 +98,8 @@ async def latency(trial: Trial) -> Outcome:
         async def read() -> None:
             while len(times) < trial.count:
                 reply: Any = await reader.xreadgroup(GROUP, "raw", {STREAM: ">"}, count=BATCH, block=4_000)
+                if not reply:  # nothing was sent for so long
+                    continue
                 times.append(time.perf_counter() - sent)
                 [(_, [(entry_id, _)])] = reply
                 await reader.xack(STREAM, GROUP, entry_id)

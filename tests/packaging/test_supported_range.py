@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +12,9 @@ from tests.packaging.conftest import CHECKOUT, Install, run
 TIERS = ("tests/unit", "tests/contract")
 LONG = "--ignore=tests/contract/test_memory.py"  # 200,000 messages, whose memory no setting changes
 NEWEST = ("-k", "not 6.2 and not fakeredis")  # what a setting changes shows on one server
-AT_ONCE = 2
 SIDE_BY_SIDE = ("--numprocesses=2", "--dist=worksteal")  # most tests wait most of the time
+# A test that hangs then fails, where "thread" ends the worker with all that it has yet to tell.
+HUNG = ("-o", "timeout_method=signal")
 
 
 @cache
@@ -38,23 +37,12 @@ def settings() -> dict[str, tuple[str, str]]:
     }
 
 
-@pytest.fixture(scope="module")
-def results(install: Install, suite: Path) -> Iterator[Callable[[str], str]]:
-    """What pytest printed in a setting; all of them are begun together, since installing takes longest."""
-
-    def passed(lock: str, interpreter: str) -> str:
-        python = install(lock, interpreter)
-        imported_from = run(python, "-c", "import quantum_bus; print(quantum_bus.__file__)", cwd=suite).strip()
-        assert Path(imported_from).is_relative_to(python.parents[1]), "the installed package, not the checkout's"
-        options = ("-q", "-p", "no:cacheprovider", *SIDE_BY_SIDE, *NEWEST, LONG)
-        return run(python, "-m", "pytest", *options, *TIERS, cwd=suite)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        begun: dict[str, Future[str]] = {name: pool.submit(passed, *each) for name, each in settings().items()}
-        yield lambda name: begun[name].result()
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize("setting", settings())
-def test_unit_and_contract_tiers_pass(setting: str, results: Callable[[str], str]) -> None:
-    assert " passed" in results(setting)
+def test_unit_and_contract_tiers_pass(setting: str, install: Install, suite: Path) -> None:
+    """One setting after the other: the tests have times to keep, which side by side they would take from each other."""
+    lock, interpreter = settings()[setting]
+    python = install(lock, interpreter)
+    imported_from = run(python, "-c", "import quantum_bus; print(quantum_bus.__file__)", cwd=suite).strip()
+    assert Path(imported_from).is_relative_to(python.parents[1]), "the installed package, not the checkout's"
+    options = ("-q", "-p", "no:cacheprovider", *HUNG, *SIDE_BY_SIDE, *NEWEST, LONG)
+    assert " passed" in run(python, "-m", "pytest", *options, *TIERS, cwd=suite)

@@ -58,6 +58,6 @@ def to_files(stack: Stack) -> Path:
 @pytest.fixture
 def watch(stack: Stack, start: Callable[[Program], Running]) -> Iterator[Watch]:
     """Alertmanager, and the two servers that it tells."""
-    with Notified() as notified:
-        start(quick_alertmanager(stack, notified))
+    with Notified(stack.ports.webhook, stack.ports.smtp) as notified:
+        start(quick_alertmanager(stack))
         yield Watch(stack, notified)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
+
+from tests.stack.asking import SECONDS, get_good
 
 PAGE = 10_000  # max_entries_limit_per_query in observability/loki/loki.yaml
 HOUR_NS = 3_600_000_000_000
@@ -28,11 +29,10 @@ class LokiReader:
 
     def query(self, logql: str, *, start_ns: int, end_ns: int, limit: int = PAGE) -> list[Entry]:
         """One page, oldest first."""
-        parameters: dict[str, Any] = {
-            "query": logql, "start": start_ns, "end": end_ns, "limit": limit, "direction": "forward"
-        }  # fmt: skip
-        answer = httpx.get(f"{self.url}/loki/api/v1/query_range", params=parameters, timeout=60)
-        assert answer.status_code == httpx.codes.OK, answer.text
+        answer = get_good(
+            f"{self.url}/loki/api/v1/query_range",
+            query=logql, start=start_ns, end=end_ns, limit=limit, direction="forward",
+        )  # fmt: skip
         found = [
             Entry(int(time_ns), line, stream["stream"])
             for stream in answer.json()["data"]["result"]
@@ -59,7 +59,7 @@ class LokiReader:
             answer = httpx.get(
                 f"{self.url}/loki/api/v1/query",
                 params={"query": f"sum(count_over_time({selector}[{over}]))"},
-                timeout=30,
+                timeout=SECONDS,
             )
         except httpx.TransportError:
             return 0

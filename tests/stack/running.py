@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from dataclasses import dataclass, field
@@ -62,6 +63,14 @@ class Running:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout)
+
+    def open_files(self) -> list[str]:
+        """What it has open, as the kernel calls it."""
+        names = []
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                names.append(str(descriptor.readlink()))
+        return names
 
     def resident_mib(self) -> float:
         """The most memory it has held at once so far."""

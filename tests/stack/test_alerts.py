@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import httpx
-
 from scripts.notified import Mail
-from scripts.stack import Program, Stack, collector, exporter, redis, wait_until
+from scripts.stack import Program, Stack, collector, exporter, redis
 from tests.stack.alerting import LOKI_RULES, Watch, quick_loki, quick_prometheus, rules_of
+from tests.stack.asking import get_good, wait_until
 from tests.stack.running import Running
 
 MINUTE = 60.0
@@ -65,7 +64,7 @@ def test_twenty_errors_a_second_are_told_by_webhook_and_mail_and_so_is_their_end
         watch.wait(lambda: mails("FIRING"), "a mail")
     # The link opens the runbook.
     path = told["annotations"]["runbook_url"].partition("127.0.0.1:9090")[2]
-    assert "# HighErrorRate" in httpx.get(stack.prometheus_url + path).raise_for_status().text
+    assert "# HighErrorRate" in get_good(stack.prometheus_url + path).text
     watch.wait_posted("HighErrorRate", "resolved")
     watch.wait(lambda: mails("RESOLVED"), "a mail that it is over")
     assert {alert["labels"]["service"] for alert in watch.posted("HighErrorRate", "firing")} == {"auto_executor"}
@@ -78,8 +77,7 @@ def test_twenty_errors_a_second_are_told_by_webhook_and_mail_and_so_is_their_end
 
 def ask(stack: Stack, expr: str) -> list[float]:
     """The values that the rule's expression has now, asked as the ruler asks."""
-    answer = httpx.get(f"{stack.loki_url}/loki/api/v1/query", params={"query": expr}, timeout=60)
-    assert answer.status_code == httpx.codes.OK, answer.text
+    answer = get_good(f"{stack.loki_url}/loki/api/v1/query", query=expr)
     return [float(sample["value"][1]) for sample in answer.json()["data"]["result"]]
 
 
@@ -98,7 +96,7 @@ def test_six_orders_without_a_response_are_told_and_answered_or_young_ones_are_n
     answered += [line("portfolio", "ORDER_RESPONSE", ago=9 * MINUTE, order_id=f"order_{n}") for n in range(100, 110)]
     # Ten of them are answered late, by when they would have counted.
     answered += [line("portfolio", "ORDER_RESPONSE", order_id=f"order_{number}") for number in range(110, 120)]
-    young = [submitted(number, 4) for number in range(200, 220)]
+    young = [submitted(number, 1) for number in range(200, 220)]
     old = [submitted(number, 36) for number in range(300, 320)]
     nameless = [line("auto_executor", "ORDER_SUBMIT", ago=10 * MINUTE) for _ in range(20)]
     write(stack, "auto_executor", *old, *answered, *nameless, *(submitted(n, 10) for n in range(5)), *young)
@@ -115,7 +113,7 @@ def test_six_orders_without_a_response_are_told_and_answered_or_young_ones_are_n
 
 def failures(stack: Stack) -> float:
     """How many of the ruler's evaluations have failed."""
-    text = httpx.get(f"{stack.loki_url}/metrics").raise_for_status().text
+    text = get_good(f"{stack.loki_url}/metrics").text
     return sum(
         float(row.rpartition(" ")[2])
         for row in text.splitlines()
@@ -175,7 +173,7 @@ def test_a_queue_on_disk_that_fills_while_loki_is_away_is_told_of(
 
 def queued(stack: Stack) -> float:
     """What the collector's queue to Loki holds."""
-    text = httpx.get(f"http://127.0.0.1:{stack.ports.self_metrics}/metrics").raise_for_status().text
+    text = get_good(f"http://127.0.0.1:{stack.ports.self_metrics}/metrics").text
     [size] = re.findall(
         r'^otelcol_exporter_queue_size\{[^}]*exporter="otlp_http/loki"[^}]*\} (\S+)$', text, re.MULTILINE
     )

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 
 from quantum_bus import names
-from scripts.stack import Stack, wait_until
+from scripts.stack import Stack
+from tests.stack.asking import get_good, wait_until
 from tests.stack.loki_reader import DAY_NS, HOUR_NS, Entry, LokiReader
 from tests.stack.running import Running
 
@@ -130,23 +130,21 @@ def test_good_lines_arrive_among_bad_ones_which_are_kept_and_make_no_label_long(
     # Labels have few values, in Loki and in Prometheus; the name is kept beside.
     now = time.time_ns()
     query = {"match[]": '{service_name=~".+"}', "start": now - DAY_NS, "end": now + HOUR_NS}
-    streams = (
-        httpx.get(f"{stack.loki_url}/loki/api/v1/series", params=query, timeout=60).raise_for_status().json()["data"]
-    )
+    streams = get_good(f"{stack.loki_url}/loki/api/v1/series", **query).json()["data"]
     assert len(streams) < STREAMS
     assert {stream["event"] for stream in streams} <= set(names.LISTED_EVENTS) | {names.EVENT_OTHER}
     assert {stream["level"] for stream in streams} <= LEVELS
     assert {stream["service"] for stream in streams} == {SERVICE, "other_service"}
     [named] = read('{event="OTHER"} | event_original="EVENT_77777"')
     assert json.loads(named.line)["event"] == "EVENT_77777"
-    counts = httpx.get(f"http://127.0.0.1:{stack.ports.metrics}/metrics").raise_for_status().text
+    counts = get_good(f"http://127.0.0.1:{stack.ports.metrics}/metrics").text
     series = re.findall(r"^quantum_bus_log_records_total\{.*$", counts, re.MULTILINE)
     assert len(series) < STREAMS
     [others] = [row for row in series if 'event="OTHER"' in row and 'level="INFO"' in row]
     assert float(others.rpartition(" ")[2]) == EVENTS
     # And nothing was refused on the way.
-    assert "loki_discarded_samples_total{" not in httpx.get(f"{stack.loki_url}/metrics").text
-    own = httpx.get(f"http://127.0.0.1:{stack.ports.self_metrics}/metrics").text
+    assert "loki_discarded_samples_total{" not in get_good(f"{stack.loki_url}/metrics").text
+    own = get_good(f"http://127.0.0.1:{stack.ports.self_metrics}/metrics").text
     assert not re.search(r"^otelcol_exporter_send_failed_log_records_total\{[^}]*loki[^}]*\} [1-9]", own, re.MULTILINE)
 
 

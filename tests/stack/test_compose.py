@@ -16,7 +16,8 @@ import httpx
 import pytest
 import redis
 
-from scripts.stack import ROOT, Ports, Program, Stack, alertmanager, collector, loki, prometheus, tool, wait_until
+from scripts.stack import ROOT, Ports, Program, Stack, alertmanager, collector, loki, prometheus, tool
+from tests.stack.asking import SECONDS, get_good, wait_until
 from tests.stack.composed import COMPOSE, Composed, Engine, model
 from tests.stack.loki_reader import HOUR_NS, LokiReader
 from tests.stack.running import Running
@@ -148,7 +149,7 @@ def test_every_health_check_holds_and_fails_without_its_service(composed: Compos
 
 def test_prometheus_fetches_from_all_of_them(composed: Composed, up: dict[str, Running]) -> None:
     def all_up() -> bool:
-        answer = httpx.get(f"http://{composed.address('prometheus', 9090)}/api/v1/query", params={"query": "up"}).json()
+        answer = get_good(f"http://{composed.address('prometheus', 9090)}/api/v1/query", query="up").json()
         found = {one["metric"]["job"]: one["value"][1] for one in answer["data"]["result"]}
         return found == dict.fromkeys(("prometheus", "alertmanager", "loki", "collector", "services", "exporter"), "1")
 
@@ -158,7 +159,8 @@ def test_prometheus_fetches_from_all_of_them(composed: Composed, up: dict[str, R
 def test_prometheus_takes_what_lokis_ruler_records_at_the_address_that_loki_has(
     composed: Composed, up: dict[str, Running]
 ) -> None:
-    written = httpx.post(f"{up['loki'].program.env['QUANTUM_PROMETHEUS_URL']}/api/v1/write", content=b"nothing")
+    url = f"{up['loki'].program.env['QUANTUM_PROMETHEUS_URL']}/api/v1/write"
+    written = httpx.post(url, content=b"nothing", timeout=SECONDS)
     assert written.status_code == httpx.codes.BAD_REQUEST, written.text  # 404 where it takes nothing
     assert "corrupt" in written.text
 

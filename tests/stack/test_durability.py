@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
 import pytest
 
 from scripts.stack import Program, Stack, collector, loki, wait_until
+from tests.stack.asking import get_good
 from tests.stack.log_writer import LogWriter
 from tests.stack.loki_reader import DAY_NS, LokiReader
 from tests.stack.running import Running
@@ -188,7 +188,7 @@ def test_a_killed_collector_repeats_at_most_a_second_of_lines_and_loses_none(
 
 def discarded(stack: Stack) -> float:
     """How many lines Loki has refused."""
-    text = httpx.get(f"{stack.loki_url}/metrics").raise_for_status().text
+    text = get_good(f"{stack.loki_url}/metrics").text
     rows = [row for row in text.splitlines() if row.startswith("loki_discarded_samples_total")]
     return sum(float(row.rpartition(" ")[2]) for row in rows)
 

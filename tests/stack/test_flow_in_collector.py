@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.stack import SERVICES, Program, Stack, collector, wait_until
+from tests.stack.exported import whole_lines
 from tests.stack.running import Running
 
 INTENT, EXECUTION = "quantum:stream:intent", "quantum:stream:execution"
@@ -17,7 +18,7 @@ INTENT, EXECUTION = "quantum:stream:intent", "quantum:stream:execution"
 
 def objects(path: Path, *names: str) -> Iterator[dict[str, Any]]:
     """What lies under `names` in each of the collector's lines, with its resource's attributes under "resource"."""
-    for line in path.read_text().splitlines():
+    for line in whole_lines(path):
         for resource in json.loads(line)[names[0]]:
             about = {pair["key"]: next(iter(pair["value"].values())) for pair in resource["resource"]["attributes"]}
             for scope in resource[names[1]]:
@@ -50,8 +51,6 @@ def test_a_flow_is_one_trace_with_the_right_parents_and_links_and_its_logs_name_
     traces, metrics, logs = (stack.folder / f"{signal}.json" for signal in ("traces", "metrics", "logs"))
 
     def spans() -> dict[str, dict[str, Any]]:
-        if not traces.exists():
-            return {}
         found = objects(traces, "resourceSpans", "scopeSpans", "spans")
         return {span["name"]: span for span in found if span["traceId"] == correlation_id}
 
@@ -68,8 +67,6 @@ def test_a_flow_is_one_trace_with_the_right_parents_and_links_and_its_logs_name_
     ]  # fmt: skip
 
     def counted() -> set[tuple[str, str]]:
-        if not metrics.exists():
-            return set()
         found = objects(metrics, "resourceMetrics", "scopeMetrics", "metrics")
         return {(metric["resource"]["service.name"], metric["name"]) for metric in found}
 
@@ -82,8 +79,6 @@ def test_a_flow_is_one_trace_with_the_right_parents_and_links_and_its_logs_name_
     wait_until(lambda: wanted <= counted(), timeout=20, what="the services' metrics")
 
     def said() -> list[dict[str, Any]]:
-        if not logs.exists():
-            return []
         found = objects(logs, "resourceLogs", "scopeLogs", "logRecords")
         return [record for record in found if attributes(record).get("correlation_id") == correlation_id]
 

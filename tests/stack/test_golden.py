@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from scripts.stack import ROOT, Program, Stack, collector, wait_until
+from scripts.stack import ROOT, Program, Stack, collector
+from tests.stack.asking import get_good, wait_until
+from tests.stack.exported import whole_lines
 from tests.stack.running import Running
 
 GOLDEN = ROOT / "collector" / "golden"
@@ -58,8 +59,8 @@ def plain(value: dict[str, Any]) -> Any:
     return int(inner) if kind == "intValue" else inner
 
 
-def records(exported: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    for line in exported.splitlines():
+def records(exported: list[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for line in exported:
         for resource in json.loads(line)["resourceLogs"]:
             about = {pair["key"]: plain(pair["value"]) for pair in resource["resource"].get("attributes", [])}
             for scope in resource["scopeLogs"]:
@@ -67,7 +68,7 @@ def records(exported: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
                     yield about, record
 
 
-def canonical(exported: str, placeholders: Placeholders) -> list[dict[str, Any]]:
+def canonical(exported: list[str], placeholders: Placeholders) -> list[dict[str, Any]]:
     """The records in the order of their text, without what differs from run to run."""
     found = []
     for resource, record in records(exported):
@@ -90,7 +91,7 @@ def canonical(exported: str, placeholders: Placeholders) -> list[dict[str, Any]]
 
 def counted(stack: Stack) -> str:
     """What the collector offers Prometheus of the lines."""
-    text = httpx.get(f"http://127.0.0.1:{stack.ports.metrics}/metrics").raise_for_status().text
+    text = get_good(f"http://127.0.0.1:{stack.ports.metrics}/metrics").text
     series = [line for line in text.splitlines() if line.startswith("quantum_bus_log_") and "_sum{" not in line]
     return "".join(f"{line}\n" for line in series)
 
@@ -112,9 +113,7 @@ def test_each_golden_input_leaves_the_collector_as_expected(
     exported = stack.folder / "logs.json"
 
     def came_out() -> list[dict[str, Any]]:
-        # The file's last line may be half there while the exporter writes it.
-        text = exported.read_text() if exported.exists() else ""
-        return canonical(text[: text.rfind("\n") + 1], placeholders)
+        return canonical(whole_lines(exported), placeholders)
 
     if write:
         seconds = iter(range(80))

@@ -15,7 +15,9 @@ import pytest
 
 from quantum_bus import names
 from scripts import stack as stack_module
-from scripts.stack import ROOT, Program, Stack, StackError, collector, loki, tool, wait_until
+from scripts.stack import ROOT, Program, Stack, StackError, collector, loki, tool
+from tests.stack.asking import SECONDS, get_good, wait_until
+from tests.stack.exported import whole_lines
 from tests.stack.loki_reader import DAY_NS, HOUR_NS, Entry, LokiReader
 from tests.stack.running import Running
 
@@ -49,7 +51,7 @@ def wait_found(stack: Stack, logql: str, count: int) -> list[Entry]:
 
 
 def labels_of(stack: Stack) -> set[str]:
-    answer = httpx.get(f"{stack.loki_url}/loki/api/v1/labels", params={"start": time.time_ns() - DAY_NS})
+    answer = get_good(f"{stack.loki_url}/loki/api/v1/labels", start=time.time_ns() - DAY_NS)
     return set(answer.json()["data"])
 
 
@@ -137,7 +139,7 @@ def attributes(**values: str) -> list[dict[str, Any]]:
 def post(stack: Stack, signal: str, name: str, scopes: str, records: list[dict[str, Any]]) -> None:
     resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "portfolio"}}]}
     body = {f"resource{name}": [{"resource": resource, f"scope{name}": [{"scope": {"name": "test"}, scopes: records}]}]}
-    httpx.post(f"{stack.otlp_url}/v1/{signal}", json=body).raise_for_status()
+    httpx.post(f"{stack.otlp_url}/v1/{signal}", json=body, timeout=SECONDS).raise_for_status()
 
 
 def test_spans_metrics_and_logs_sent_by_otlp_come_through(
@@ -160,16 +162,15 @@ def test_spans_metrics_and_logs_sent_by_otlp_come_through(
          "attributes": attributes(event="NOT_LISTED")}
     ])  # fmt: skip
 
-    def exported(signal: str) -> str:
-        file = stack.folder / f"{signal}.json"
-        return file.read_text() if file.exists() else ""
+    def exported(signal: str) -> list[str]:
+        return whole_lines(stack.folder / f"{signal}.json")
 
     wait_until(lambda: all(map(exported, ("traces", "metrics", "logs"))), timeout=20, what="three signals")
-    [spans] = json.loads(exported("traces").splitlines()[0])["resourceSpans"]
+    [spans] = json.loads(exported("traces")[0])["resourceSpans"]
     [got] = spans["scopeSpans"][0]["spans"]
     assert (got["traceId"], got["parentSpanId"], got["links"][0]["spanId"]) == (trace, parent, parent)
-    assert "messaging.client.sent.messages" in exported("metrics")
-    [logs] = json.loads(exported("logs").splitlines()[0])["resourceLogs"]
+    assert any("messaging.client.sent.messages" in line for line in exported("metrics"))
+    [logs] = json.loads(exported("logs")[0])["resourceLogs"]
     [record] = logs["scopeLogs"][0]["logRecords"]
     assert {pair["key"]: pair["value"]["stringValue"] for pair in record["attributes"]} == {
         "event": "OTHER", "event_original": "NOT_LISTED", "level": "WARNING", "service": "portfolio"
@@ -184,20 +185,20 @@ def test_metrics_sent_by_otlp_can_be_fetched_by_prometheus(stack: Stack, real_co
          "sum": {"aggregationTemporality": 2, "isMonotonic": True, "dataPoints": [point]}}
     ])  # fmt: skip
     url = f"http://127.0.0.1:{stack.ports.metrics}/metrics"
-    wait_until(lambda: "quantum_bus_retries_total{" in httpx.get(url).text, timeout=20, what="the counter")
+    wait_until(lambda: "quantum_bus_retries_total{" in get_good(url).text, timeout=20, what="the counter")
 
 
 def test_the_collector_counts_its_own_work(stack: Stack, real_collector: Running) -> None:
     url = f"http://127.0.0.1:{stack.ports.self_metrics}/metrics"
-    wait_until(lambda: "otelcol_exporter_queue_size" in httpx.get(url).text, timeout=20, what="its own metrics")
+    wait_until(lambda: "otelcol_exporter_queue_size" in get_good(url).text, timeout=20, what="its own metrics")
 
 
-def listening(pid: int) -> set[str]:
+def listening(running: Running) -> set[str]:
     """The local addresses, as the kernel writes them, on which the process listens."""
-    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    sockets = set(running.open_files())
     found = set()
     for table in ("tcp", "tcp6"):
-        for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+        for row in Path(f"/proc/{running.pid}/net/{table}").read_text().splitlines()[1:]:
             fields = row.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
                 found.add(fields[1].rpartition(":")[0])
@@ -206,7 +207,7 @@ def listening(pid: int) -> set[str]:
 
 def test_nothing_listens_beyond_loopback(stack: Stack, real_loki: Running, real_collector: Running) -> None:
     for running in (real_loki, real_collector):
-        assert listening(running.pid) == {"0100007F"}, running.program.name
+        assert listening(running) == {"0100007F"}, running.program.name
 
 
 def test_the_configurations_are_valid(stack: Stack) -> None:

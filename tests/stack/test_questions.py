@@ -31,10 +31,10 @@ from scripts.stack import (
     exporter,
     prometheus,
     redis,
-    wait_until,
 )
 from tests.dashboards import Question, dashboards, questions
 from tests.stack.alerting import FETCHING, LOKI_RULES, PROMETHEUS_RULES, quick_loki, rules_of
+from tests.stack.asking import SECONDS, get_good, wait_until
 from tests.stack.loki_reader import DAY_NS, HOUR_NS, Entry, LokiReader
 from tests.stack.running import Running
 from tests.unit.test_alert_rules import OF_PROGRAMS, metrics_of
@@ -89,7 +89,7 @@ def have_a_record_refused(stack: Stack) -> None:
     record = {"timeUnixNano": str(time.time_ns()), "body": {"stringValue": "much"}}
     resource = {"attributes": [{"key": key, "value": {"stringValue": text}} for key, text in texts.items()]}
     body = {"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record]}]}]}
-    httpx.post(f"{stack.otlp_url}/v1/logs", json=body).raise_for_status()
+    httpx.post(f"{stack.otlp_url}/v1/logs", json=body, timeout=SECONDS).raise_for_status()
 
 
 def leave_a_gap_between_files(stack: Stack) -> None:
@@ -126,32 +126,31 @@ def entries(stack: Stack, logql: str) -> list[Entry]:
 
 
 def of_prometheus(stack: Stack, query: str) -> list[Any]:
-    answer = httpx.get(f"{stack.prometheus_url}/api/v1/query", params={"query": query}, timeout=30)
-    assert answer.status_code == httpx.codes.OK, f"{query}\n{answer.text}"
-    result: list[Any] = answer.json()["data"]["result"]
+    result: list[Any] = get_good(f"{stack.prometheus_url}/api/v1/query", query=query).json()["data"]["result"]
     return result
 
 
 def of_loki(stack: Stack, query: str) -> list[Any]:
-    asked = {"query": query, "since": "1h", "step": "60", "limit": "100"}
-    answer = httpx.get(f"{stack.loki_url}/loki/api/v1/query_range", params=asked, timeout=30)
-    assert answer.status_code == httpx.codes.OK, f"{query}\n{answer.text}"
+    answer = get_good(f"{stack.loki_url}/loki/api/v1/query_range", query=query, since="1h", step="60", limit="100")
     result: list[Any] = answer.json()["data"]["result"]
     return result
 
 
-def wait_for_answers(asked: set[str], ask: Callable[[str], list[Any]]) -> None:
-    """Until each of `asked` has had an answer."""
-    left = set(asked)
+def wait_for_answers(asked: set[str], ask: Callable[[str], list[Any]]) -> dict[str, list[Any]]:
+    """The first answer to each of `asked`, once all have one."""
+    answers: dict[str, list[Any]] = {}
 
     def all_answered() -> bool:
-        left.difference_update([each for each in left if ask(each)])
-        return not left
+        for each in asked - answers.keys():
+            if answer := ask(each):
+                answers[each] = answer
+        return answers.keys() == asked
 
     try:
         wait_until(all_answered, timeout=90, what="an answer to each question", interval=1)
     except StackError as error:
-        raise AssertionError("no answer to\n" + "\n".join(sorted(left))) from error
+        raise AssertionError("no answer to\n" + "\n".join(sorted(asked - answers.keys()))) from error
+    return answers
 
 
 def chosen(question: Question, **values: str) -> str:
@@ -171,8 +170,7 @@ def test_every_question_of_a_dashboard_to_prometheus_has_an_answer(live: Stack) 
 def test_what_is_shown_where_there_is_no_answer_is_0_and_only_while_the_program_is_reached(live: Stack) -> None:
     [question] = [each for each in questions() if each.panel == "Discarded by Loki, in 5 minutes"]
     never = question.expr.replace("loki_discarded_samples_total", "loki_that_never_happened_total")
-    wait_for_answers({never}, lambda query: of_prometheus(live, query))
-    [shown] = of_prometheus(live, never)
+    [shown] = wait_for_answers({never}, lambda query: of_prometheus(live, query))[never]
     assert (shown["value"][1], shown["metric"]["reason"]) == ("0", "none")
     assert of_prometheus(live, never.replace('job="loki"', 'job="nobody"')) == []
 
@@ -207,7 +205,7 @@ def test_the_order_flow_of_a_correlation_id_is_its_lines_from_every_service_and_
 def test_the_services_to_choose_from_are_those_that_log(live: Stack, flow: Entry) -> None:
     [variable] = [each for each in dashboards()["p1b-log-aggregation"]["templating"]["list"] if each["type"] == "query"]
     assert variable["query"]["type"] == 1, "the values of a label"
-    answer = httpx.get(f"{live.loki_url}/loki/api/v1/label/{variable['query']['label']}/values")
+    answer = get_good(f"{live.loki_url}/loki/api/v1/label/{variable['query']['label']}/values")
     assert set(SERVICES) <= set(answer.json()["data"])
 
 
@@ -254,7 +252,7 @@ def test_every_question_in_a_rule_of_loki_has_an_answer(live: Stack) -> None:
 
 def test_every_series_of_a_program_in_a_rule_is_one_that_it_emits(live: Stack) -> None:
     def missing() -> set[str]:
-        answer = httpx.get(f"{live.prometheus_url}/api/v1/label/__name__/values").raise_for_status()
+        answer = get_good(f"{live.prometheus_url}/api/v1/label/__name__/values")
         return OF_PROGRAMS - set(answer.json()["data"])
 
     wait_until(lambda: not missing(), timeout=60, what=f"the series {OF_PROGRAMS}", interval=0.5)

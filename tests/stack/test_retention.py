@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
-from scripts.stack import ROOT, Program, Stack, prometheus, tool, wait_until
+from scripts.stack import ROOT, Program, Stack, prometheus, tool
+from tests.stack.asking import get_good, wait_until
 from tests.stack.running import Running
 
 CONFIG = ROOT / "observability/loki/loki.yaml"
@@ -50,11 +50,11 @@ def test_rules_are_rolled_back_by_a_signal_and_a_wrong_one_changes_nothing(
     running = start(prometheus(stack, rules=rules))
 
     def alerts() -> set[str]:
-        groups = httpx.get(f"{stack.prometheus_url}/api/v1/rules").json()["data"]["groups"]
+        groups = get_good(f"{stack.prometheus_url}/api/v1/rules").json()["data"]["groups"]
         return {rule["name"] for group in groups for rule in group["rules"]}
 
     def reloaded() -> str:
-        text = httpx.get(f"{stack.prometheus_url}/metrics").text
+        text = get_good(f"{stack.prometheus_url}/metrics").text
         return next(line for line in text.splitlines() if line.startswith("prometheus_config_last_reload_successful "))
 
     assert "HighErrorRate" in alerts()

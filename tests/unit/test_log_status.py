@@ -95,6 +95,17 @@ def test_what_it_needs_and_is_not_here_is_named(missing: str, tmp_path: Path) ->
     assert (told.returncode, told.stderr) == (2, f"log_status: it needs {missing}, which is not here: install it\n")
 
 
+def test_no_answer_may_take_longer_than_the_timeout_that_is_given(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    curl = tmp_path / "curl"
+    curl.write_text(f'#!/bin/sh\necho "$*" >>{said}\n')
+    curl.chmod(0o755)
+    run(PATH=f"{tmp_path}:{os.environ['PATH']}", QUANTUM_LOG_DIR=str(tmp_path), QUANTUM_STATUS_TIMEOUT="0.7")
+    calls = said.read_text().splitlines()
+    assert len(calls) == 11, "eight questions, and one for each service that has no file"
+    assert [call for call in calls if " --max-time 0.7 " not in call] == []
+
+
 def test_help_names_every_variable_that_is_read() -> None:
     told = run("--help")
     assert told.returncode == 0
