@@ -14,6 +14,7 @@ import pytest
 import redis.asyncio
 
 from quantum_bus import BusClosed, ConfigurationError, ConnectionLost, Message
+from quantum_bus.backoff import Backoff
 from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually, pause
 from tests.contract.entries import all_acked, delivered, pending, stored
@@ -78,11 +79,21 @@ async def test_a_bus_that_published_and_was_never_started_can_be_stopped(buses: 
         await bus.publish(stream, 2)
 
 
-async def test_where_there_is_no_redis_start_says_so_within_its_timeout(buses: Buses, stream: str) -> None:
+async def test_where_there_is_no_redis_start_says_so_within_its_timeout(
+    buses: Buses, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def noted(self: Backoff, following: Callable[[Backoff], float] = Backoff.next) -> float:
+        pauses.append(following(self))
+        return pauses[-1]
+
+    monkeypatch.setattr(Backoff, "next", noted)
     bus = buses(url="redis://user:hunter2@127.0.0.1:1/0", connect_timeout=0.2)
     async with asyncio.timeout(20):
         with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1") as refused:
             await bus.start()
+    assert sum(pauses[:-1]) < 1, "the last is the one that there is no time for"
     assert "hunter2" not in str(refused.value)
 
 
