@@ -17,7 +17,7 @@ bus = EventBus(service="ledger")  # the URL comes from QUANTUM_BUS_URL
 left = len(ACCOUNTS) * len(STEPS)
 
 
-@bus.subscriber("accounts", ordered=True, ack_wait=5.0, retry=Retry(initial=1.0, jitter="none"))
+@bus.subscriber("accounts", ordered=True, ack_wait=15.0, retry=Retry(initial=3.0, jitter="none"))
 async def book(step: dict, message: Message) -> None:
     """`key=` says what is in order with what. Start this twice: one of the two leads, the other stands by."""
     global left  # noqa: PLW0603  # handlers of one event loop

@@ -294,15 +294,21 @@ async def test_an_outage_of_an_ordered_subscriber_keeps_the_order_and_makes_no_d
 ) -> None:
     bus = buses()
     is_down = True
+    all_four = Gate()
+    begun: list[Any] = []
     failed: list[Any] = []
     handled: list[tuple[str | None, Any]] = []
 
-    # The first four runs are to open it, and none of them is to be a second one.
+    # The first four runs are to open it, and none of them is to be a second one: they fail together.
     later = Retry(max_attempts=2, initial=1.0, jitter="none")
 
     @bus.subscriber(stream, ordered=True, concurrency=4, retry=later, breaker=QUICK)
     async def handle(message: Message) -> None:
         if is_down:
+            begun.append(message.data)
+            if len(begun) == 4:
+                all_four.open()
+            await all_four.passed()
             failed.append(message.data)
             raise Down
         handled.append((message.key, message.data))

@@ -171,7 +171,7 @@ def test_a_redis_that_dies_leaves_no_old_figure_and_is_found_again(
     away = exporter.eventually(lambda seen: seen[UP] == 0)
     assert set(away) == {UP, prometheus(names.METRIC_EXPORTER_LAST_SUCCESS, "s")}
     exporter.wait_for(names.EVENT_BUS_CONNECTION_LOST)
-    own_redis.start()
+    own_redis.start(timeout=60.0)
     with redis.Redis.from_url(own_redis.url) as client:
         fill(client)
     exporter.eventually(lambda seen: seen.get(f"{LAG}/orders/pay") == 3)  # it may look while they are being written
@@ -201,7 +201,7 @@ def test_it_starts_without_a_redis_and_waits_for_one(
     own_redis.stop()
     exporter = export(QUANTUM_BUS_URL=own_redis.url)
     assert exporter.eventually(lambda seen: UP in seen) == {UP: 0}
-    own_redis.start()
+    own_redis.start(timeout=60.0)
     exporter.eventually(lambda seen: seen[UP] == 1)
     assert exporter.end(signal.SIGINT) == (0, "")
 

@@ -248,7 +248,7 @@ async def test_a_thousand_concurrent_flows_never_leak_into_one_another(
                 await pause(rng.random() * 0.002)
                 if here() != at_first:
                     wrong.append((number, at_first, here()))
-            await bus.publish(unique("next"), number)
+            await bus.publish(unique("next"), number, timeout=60.0)
             await pause(rng.random() * 0.002)
             if here() != at_first:
                 wrong.append((number, at_first, here()))
@@ -260,8 +260,8 @@ async def test_a_thousand_concurrent_flows_never_leak_into_one_another(
             if number % 2:
                 with correlation_scope(f"flow-{number}"):
                     await asyncio.sleep(rng.random() * 0.01)
-                    return await teams[0].publish(stream, number)
-            return await teams[0].publish(stream, number, correlation_id=f"flow-{number}")
+                    return await teams[0].publish(stream, number, timeout=60.0)
+            return await teams[0].publish(stream, number, correlation_id=f"flow-{number}", timeout=60.0)
         finally:
             context.detach(token)
 

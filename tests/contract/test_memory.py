@@ -46,7 +46,7 @@ def newest() -> Iterator[Backend]:
         yield Backend(series, server.url)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_memory_is_flat_over_two_hundred_thousand_messages(twin: str, newest: Backend) -> None:
     buses = Buses(twin, newest)
     bus = buses()

@@ -25,7 +25,7 @@ async def test_what_was_read_ahead_of_handlers_that_slow_down_is_handed_to_other
             await gate.passed()
         handled.add(number)
 
-    @other.subscriber(stream, ack_wait=2.0)
+    @other.subscriber(stream, ack_wait=8.0)  # long enough that it takes nothing over from one that is merely held up
     async def handle_instead(number: int) -> None:
         handled.add(number)
 

@@ -19,6 +19,7 @@ import redis
 import redis.asyncio
 from typer.testing import CliRunner, Result
 
+import quantum_bus.confirmation
 import quantum_bus.upkeep
 from quantum_bus import Event, EventBus, Message, NotDurable, Reject, Retry, names
 from quantum_bus.cli.app import app
@@ -139,7 +140,7 @@ async def publish_everything(new_bus: Callable[..., Any], admin: redis.asyncio.R
             await bus.publish(stream, {"n": 4}, delay=60.0, message_id="four")
         assert await admin.zcard(f"{{{stream}}}:due") == 1
         with pytest.raises(NotDurable):
-            await bus.publish(stream, {"n": 5}, wait_replicas=1, timeout=1.0)
+            await bus.publish(stream, {"n": 5}, wait_replicas=1, timeout=20.0)
     assert await admin.xlen(stream) == 4
 
 
@@ -223,6 +224,9 @@ async def _marked(admin: redis.asyncio.Redis, marks: str, entry_id: bytes) -> bo
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantum_bus.upkeep, "EVERY", 0.1)
     monkeypatch.setattr(quantum_bus.upkeep, "MOST_MARKS", 1)
+    # Of the twenty seconds for it replicas are waited for one: the answer has the rest.
+    monkeypatch.setattr(quantum_bus.confirmation, "ANSWER_SHARE", 0.95)
+    monkeypatch.setattr(quantum_bus.confirmation, "ANSWER_MARGIN", 60.0)
 
 
 Behaviour = Callable[[Callable[..., Any], redis.asyncio.Redis], Awaitable[None]]

@@ -151,7 +151,7 @@ def test_a_service_has_its_garbage_collector_spared_what_was_loaded(
 def test_stop_timeout_bounds_the_drain(serve: Callable[..., Service], client: redis.Redis, stream: str) -> None:
     service = serve("shop:bus", "--stop-timeout=0.2")
     service.wait_for("BUS_STARTED")
-    publish(client, stream, 2.0)
+    publish(client, stream, 600.0)
     service.wait_for("handling")
     service.process.terminate()
     code, lines, _ = service.end()

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -229,13 +228,12 @@ def test_a_service_without_a_name_is_refused() -> None:
 
 
 def test_shutting_down_does_not_wait_for_a_collector_that_is_away() -> None:
-    began = time.monotonic()
     shown = run(
         f"{ONE_SPAN_AND_ONE_VALUE}\n    print(done.shutdown(timeout=0.2))",
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_TIMEOUT="600",
     )
     assert shown == "False"
-    assert time.monotonic() - began < 10
 
 
 def test_redis_commands_of_the_program_are_traced_and_the_buss_are_not(collector: Collector) -> None:

@@ -70,17 +70,23 @@ def wait_for_it(signalled: SignalAt) -> None:
         signal.signal(signal.SIGTERM, former)
 
 
+def signal_until(over: threading.Event, thread: int) -> None:
+    while not over.wait(0.1):
+        signal.pthread_kill(thread, signal.SIGTERM)
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.usefixtures("_deaf")
 @pytest.mark.parametrize("waits", [wait_for_it, run_a_bus])
 def test_a_signal_ends_the_wait_in_whichever_line_it_comes(waits: Callable[[SignalAt], None]) -> None:
     for line in range(1, 100):
         signalled = SignalAt(signal.SIGTERM, line)
-        # It waits, and has no further line before it is woken.
-        later = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
+        over = threading.Event()
+        # It waits, and has no further line before it is woken. Before it listens, it is not.
+        later = threading.Thread(target=signal_until, args=(over, threading.get_ident()))
         later.start()
         waits(signalled)
-        later.cancel()
+        over.set()
         later.join()
         if not signalled.sent:
             break
@@ -117,9 +123,13 @@ def test_while_a_thread_is_waited_for_a_signal_of_another_thread_is_heard() -> N
         over.wait()
 
     thread = threading.Thread(target=signalled)
-    thread.start()
-    with pytest.raises(TooLong):
+
+    def begin_and_join() -> None:
+        thread.start()
         stopping.join(thread, time.monotonic() + 60)
+
+    with pytest.raises(TooLong):
+        begin_and_join()
     over.set()
     stopping.join(thread, time.monotonic() + 60)
     assert not thread.is_alive()

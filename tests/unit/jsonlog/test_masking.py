@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from typing import Any
 
 import pytest
@@ -112,6 +111,7 @@ def test_the_quick_look_misses_nothing_that_masking_would_change(text: str) -> N
         assert HINT.search(text.lower())
 
 
+@pytest.mark.timeout(20, method="signal")  # a regular expression at work is stopped by a signal, not by a thread
 @pytest.mark.parametrize(
     "part",
     [
@@ -121,17 +121,9 @@ def test_the_quick_look_misses_nothing_that_masking_would_change(text: str) -> N
     ],
 )  # fmt: skip
 def test_masking_takes_time_in_proportion_to_the_text(part: str) -> None:
-    def seconds(length: int) -> float:
-        text = part * (length // len(part))
-        best = 9.0
-        for _ in range(3):
-            start = time.perf_counter()
-            mask_text(text)
-            HINT.search(text)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    assert seconds(80_000) < 1.0
+    text = part * (800_000 // len(part))
+    mask_text(text)
+    HINT.search(text)
 
 
 @pytest.mark.parametrize(

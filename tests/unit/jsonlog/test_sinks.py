@@ -209,19 +209,18 @@ def test_a_descriptor_closed_behind_our_back_never_raises() -> None:
     assert done.stderr.splitlines()[0] == "2"
 
 
+@pytest.mark.timeout(30)  # one wait for each line would take 200 s
 def test_a_pipe_whose_reader_stalls_costs_one_wait_then_lines_not_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 0.2)
     reader, writer = os.pipe()
     with open(writer, "wb", buffering=0) as stream, open(reader, "rb", buffering=0) as source:  # noqa: PTH123
         log = setup_json_logging("svc", stream=stream, announce=False)
-        start = time.monotonic()
         sent = 0
         while not log.dropped:
             log.info("x", text="a" * 900)
             sent += 1
         for _ in range(1000):
             log.info("x", text="a" * 900)
-        assert time.monotonic() - start < 5
         assert log.dropped == 1001
         got = b""
         while got.count(b"\n") < sent - 1:
@@ -233,7 +232,8 @@ def test_a_pipe_whose_reader_stalls_costs_one_wait_then_lines_not_time(monkeypat
         assert lines[-2]["dropped"] == 1001
 
 
-def test_a_long_line_through_a_pipe_arrives_whole() -> None:
+def test_a_long_line_through_a_pipe_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 20.0)
     reader, writer = os.pipe()
     received = bytearray()
 
@@ -274,7 +274,8 @@ def test_a_reader_that_went_away_never_raises() -> None:
         close_logging()
 
 
-def test_a_non_blocking_stream_is_waited_for() -> None:
+def test_a_non_blocking_stream_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 20.0)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with open(writer, "wb", buffering=0) as stream, open(reader, "rb", buffering=0) as source:  # noqa: PTH123
@@ -285,10 +286,11 @@ def test_a_non_blocking_stream_is_waited_for() -> None:
         assert log.dropped == 0
 
 
+@pytest.mark.timeout(30)
 def test_a_write_that_would_block_is_tried_again_for_a_while(
     tmp_path: Path, failing_write: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 0.2)
+    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 20.0)
     log = setup_json_logging("svc", path=tmp_path / "a.jsonl", announce=False)
     real, refused = os.write, []
 
@@ -304,11 +306,11 @@ def test_a_write_that_would_block_is_tried_again_for_a_while(
     failing_write(busy(3))
     log.info("late")
     assert (log.dropped, len(refused)) == (0, 4)
+    monkeypatch.setattr(descriptor, "WRITE_TIMEOUT", 0.2)
+    log = setup_json_logging("svc", path=tmp_path / "b.jsonl", announce=False)
     failing_write(busy(1_000_000))
-    start = time.monotonic()
     log.info("lost")
     assert log.dropped == 1
-    assert time.monotonic() - start < 5
 
 
 def test_a_tee_counts_and_recovers_each_of_its_sinks_by_itself(
