@@ -499,7 +499,7 @@ async def test_connections_that_go_dark_are_given_up_and_made_anew(
         runs[number] += 1
         await gate.passed()
 
-    dark = buses(url=proxy.url, block=0.3, reply_timeout=8.0)
+    dark = buses(url=proxy.url, block=0.3, reply_timeout=11.0)
     dark.subscriber("s", ack_wait=2.4)(handle)  # renews often; when it is taken over, the other's lease says
     other = buses(block=0.3)
     other.subscriber("s", ack_wait=6.5)(handle)
