@@ -21,6 +21,8 @@ from tests.faults.proxy import Proxy
 HOUR = 3600.0
 SOON = 20.0
 """Seconds that a publish is given whose replica will not answer: with `soon`, WAIT lasts one of them."""
+AMPLE = 120.0
+"""Seconds that one is given there whose replica will answer."""
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ async def test_a_replica_that_hangs_makes_a_publish_not_durable_and_it_is_stored
 ) -> None:
     """Without looking at the count that WAIT returns it was confirmed."""
     bus = buses()
-    await bus.publish("s", 0, wait_replicas=1, timeout=HOUR)
+    await bus.publish("s", 0, wait_replicas=1, timeout=AMPLE)
     replica.suspend()
     error = await not_durable(bus.publish("s", 1, wait_replicas=1, timeout=SOON, message_id="m"))
     entry = (await stored(redis_client, "s"))[1]
@@ -85,7 +87,7 @@ async def test_a_replica_that_hangs_makes_a_publish_not_durable_and_it_is_stored
     assert (error.wanted, error.confirmed, entry["data"]) == (1, 0, "1")
     assert "confirmed by 0 of the 1 replicas" in str(error)
     replica.resume()
-    assert (await bus.publish("s", 2, wait_replicas=1, timeout=HOUR)).id in await on_replica(replica, "s")
+    assert (await bus.publish("s", 2, wait_replicas=1, timeout=AMPLE)).id in await on_replica(replica, "s")
 
 
 @pytest.mark.usefixtures("soon")
@@ -109,7 +111,7 @@ async def test_each_of_many_says_whether_it_is_durable(
 ) -> None:
     bus = buses()
     items = [Event(n, dedupe=HOUR if n % 3 == 0 else None) for n in range(1_100)]  # three requests' worth
-    results = await bus.publish_many("s", items, wait_replicas=1, timeout=HOUR)
+    results = await bus.publish_many("s", items, wait_replicas=1, timeout=AMPLE)
     assert [result.id for result in results if isinstance(result, Receipt)] == await on_replica(replica, "s")
     assert len(results) == 1_100
     replica.suspend()
@@ -145,7 +147,7 @@ async def test_repeating_what_is_stored_confirms_it_only_when_the_replica_has_it
     second = await not_durable(buses().publish("s", 1, wait_replicas=1, timeout=SOON, message_id="m", **options))
     assert second.receipt.id == first.receipt.id
     replica.resume()
-    receipt = await buses().publish("s", 1, wait_replicas=1, timeout=HOUR, message_id="m", **options)
+    receipt = await buses().publish("s", 1, wait_replicas=1, timeout=AMPLE, message_id="m", **options)
     assert receipt.id == first.receipt.id
     assert await redis_client.xlen("s") + await redis_client.zcard(Keys.of("s", "any").delayed_due) == 1
 
