@@ -33,7 +33,7 @@ ATTEMPTS = "attempts"
 TWICE = "twice"
 
 SHOWN = 20
-LATE = 1.0
+LATE = 10.0
 """Seconds after a process goes on in which it may begin what it was about to begin when it was stopped."""
 
 

@@ -33,8 +33,8 @@ async def test_a_long_pending_list_is_taken_over_in_bounded_memory_and_beside_wh
 
     With a read that blocks for a millisecond between two pages, 160 were taken over in a second, and not thousands.
     """
-    count = load.form.of(20_000, 1_000_000)
-    wanted = load.form.of(count, 20_000, count)
+    count = load.form.of(100_000, 1_000_000)
+    wanted = load.form.of(20_000, 20_000, count)
     await left_by_a_dead_consumer(load, count)
     worker = load.consumer(stream=STREAM)
     await load.progress(500)

@@ -8,16 +8,16 @@ from collections import Counter
 import pytest
 import redis.asyncio
 
-from quantum_bus import ConnectionLost, Message, PublishError, PublishTimeout, Receipt, Retry
+from quantum_bus import ConnectionLost, Message, PublishError, PublishTimeout, Receipt, Retry, upkeep
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from tests.contract.backends import Backend
-from tests.contract.conditions import Gate, eventually, pause
+from tests.contract.conditions import PATIENCE, Gate, eventually, pause
 from tests.contract.entries import all_acked, pending, stored
 from tests.contract.twins import Bus, Buses, settled
 from tests.faults.proxy import Proxy
 
-RESUME_WITHIN = 5.0
-"""Seconds after the server's return within which a consumer works again."""
+LONG = 60.0
+"""Seconds for which a reply is waited where something else has to end that: who waits so long is seen to hang."""
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ async def test_killed_connections_are_opened_again_and_nothing_is_lost(
 async def test_a_redis_that_hangs_is_a_timeout_within_the_deadline_and_then_all_goes_on(
     buses: Buses, server: RedisProcess, redis_client: redis.asyncio.Redis
 ) -> None:
-    bus = buses(reply_timeout=1.0, block=0.5)
+    bus = buses(reply_timeout=LONG, block=0.5)
     handled: list[int] = []
 
     @bus.subscriber("s")
@@ -261,12 +261,11 @@ async def test_a_redis_that_hangs_is_a_timeout_within_the_deadline_and_then_all_
         await bus.publish("s", 0)
         await eventually(lambda: handled == [0])
         server.suspend()
-        began = time.monotonic()
-        with pytest.raises(PublishTimeout, match="may be stored"):
-            await bus.publish("s", 1, timeout=0.3)
-        results = await bus.publish_many("s", [2, 3], timeout=0.3)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(PublishTimeout, match="may be stored"):
+                await bus.publish("s", 1, timeout=0.3)
+            results = await bus.publish_many("s", [2, 3], timeout=0.3)
         assert [type(result) for result in results] == [PublishTimeout] * 2
-        assert time.monotonic() - began < 2
         server.resume()
         await bus.publish("s", 4)
         await eventually(lambda: 4 in handled)
@@ -292,26 +291,25 @@ async def test_a_connection_that_is_taken_and_never_answered_is_given_up(
             await bus.publish("s", 1, timeout=0.3)
         await eventually(lambda: proxy.connections >= before + 2)
         proxy.accept()
-        await bus.publish("s", 2, timeout=RESUME_WITHIN)
-        await eventually(lambda: 2 in handled, timeout=RESUME_WITHIN)
+        await bus.publish("s", 2, timeout=20.0)
+        await eventually(lambda: 2 in handled)
 
 
 async def test_stopping_while_redis_hangs_ends_soon_after_its_deadline(buses: Buses, server: RedisProcess) -> None:
-    bus = buses(reply_timeout=1.0, block=0.5)
+    bus = buses(reply_timeout=LONG, block=0.5)
 
     @bus.subscriber("s")
     async def handle(number: int) -> None: ...
 
     await bus.start()
     server.suspend()
-    began = time.monotonic()
-    await bus.stop(timeout=0.2)
-    assert time.monotonic() - began < 4
+    async with asyncio.timeout(PATIENCE):
+        await bus.stop(timeout=0.2)
     server.resume()
 
 
 async def test_stopping_while_redis_is_away_is_prompt(buses: Buses, server: RedisProcess) -> None:
-    bus = buses()
+    bus = buses(reply_timeout=LONG)
     began, gate = Gate(), Gate()
 
     @bus.subscriber("s")
@@ -324,18 +322,18 @@ async def test_stopping_while_redis_is_away_is_prompt(buses: Buses, server: Redi
     await began.passed()
     server.kill()
     gate.open()
-    at = time.monotonic()
-    await bus.stop(timeout=0.5)
-    assert time.monotonic() - at < 4
+    async with asyncio.timeout(PATIENCE):
+        await bus.stop(timeout=0.5)
 
 
 async def test_with_no_redis_a_publish_is_a_timeout_within_its_deadline(buses: Buses, server: RedisProcess) -> None:
-    bus = buses()
+    bus = buses(reply_timeout=LONG)
     server.kill()
     began = time.monotonic()
-    with pytest.raises(PublishTimeout) as late:
-        await bus.publish("s", 1, timeout=0.5)
-    assert 0.4 < time.monotonic() - began < 2
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(PublishTimeout) as late:
+            await bus.publish("s", 1, timeout=0.5)
+    assert time.monotonic() - began > 0.4
     assert isinstance(late.value.__cause__, ConnectionLost)
     assert isinstance(late.value, TimeoutError)
 
@@ -361,10 +359,8 @@ async def test_a_consumer_works_again_soon_after_redis_is_back(
         tries = proxy.connections
         await eventually(lambda: proxy.connections > tries + 7)  # by then the pauses have grown
         server.start()
-        at = time.monotonic()
-        await bus.publish("s", 1)  # into a Redis that came back empty
-        await eventually(lambda: 1 in handled, timeout=RESUME_WITHIN)
-        assert time.monotonic() - at < RESUME_WITHIN
+        await bus.publish("s", 1, timeout=20.0)  # into a Redis that came back empty
+        await eventually(lambda: 1 in handled)
     assert events(caplog)["BUS_CONNECTION_LOST"] == 1, "an outage is logged once, not once a try"
     assert events(caplog)["BUS_GROUP_RECREATED"] == 2, "the stream's and the retry stream's, once each"
 
@@ -384,7 +380,6 @@ async def test_what_was_confirmed_is_handled_though_redis_goes_and_returns_under
         handled: Counter[str] = Counter()
         confirmed: list[str] = []
         errors: list[BaseException] = []
-        slowest = 0.0
         done = False
 
         @consumer.subscriber("s", concurrency=8)
@@ -393,16 +388,13 @@ async def test_what_was_confirmed_is_handled_though_redis_goes_and_returns_under
             await pause(0.001)
 
         async def publish_on(lane: int) -> None:
-            nonlocal slowest
             number = 0
             while not done:
                 number += 1
-                at = time.monotonic()
                 try:
                     confirmed.append((await publisher.publish("s", f"{lane}-{number}", timeout=1.0)).message_id)
                 except PublishError as error:
                     errors.append(error)
-                slowest = max(slowest, time.monotonic() - at)
                 await asyncio.sleep(0.001)
 
         async with consumer:
@@ -413,9 +405,8 @@ async def test_what_was_confirmed_is_handled_though_redis_goes_and_returns_under
                 so_far = len(errors)
                 await eventually(lambda so_far=so_far: len(errors) > so_far)
                 await asyncio.to_thread(server.start)
-                at, before = time.monotonic(), len(handled)
+                before = len(handled)
                 await eventually(lambda before=before: len(handled) > before)
-                assert time.monotonic() - at < RESUME_WITHIN
                 count = len(confirmed)
                 await eventually(lambda count=count: len(confirmed) > count + 100)
             done = True
@@ -426,11 +417,10 @@ async def test_what_was_confirmed_is_handled_though_redis_goes_and_returns_under
         await buses.stop()
     lost = set(confirmed) - set(handled)
     print(  # noqa: T201 - the figures are worth reading
-        f"{len(confirmed)} confirmed, {len(errors)} refused, {sum(handled.values())} handled, slowest {slowest:.2f} s"
+        f"{len(confirmed)} confirmed, {len(errors)} refused, {sum(handled.values())} handled"
     )
     assert not lost
     assert {type(error) for error in errors} <= {PublishTimeout}
-    assert slowest < 1.0 + 1.0, "each publish ends within its timeout, and a second for a busy machine"
 
 
 async def test_a_server_that_merely_drops_connections_loses_nothing(
@@ -466,8 +456,13 @@ async def test_a_server_that_merely_drops_connections_loses_nothing(
 
 @pytest.mark.parametrize("how", ["FLUSHALL", "XGROUP DESTROY", "DEL"])
 async def test_a_group_that_vanishes_is_made_again_from_the_beginning(
-    buses: Buses, redis_client: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture, how: str
+    buses: Buses,
+    redis_client: redis.asyncio.Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
+    monkeypatch.setattr(upkeep, "EVERY", 3600.0)  # else it may have noted where a group is made again
     bus = buses(block=0.3)
     handled: list[int] = []
 
@@ -499,7 +494,6 @@ async def test_a_group_that_cannot_be_made_again_is_asked_for_with_pauses_and_lo
         handled.append(number)
 
     async with bus:
-        await redis_client.delete("s")
         await redis_client.set("s", "text")
         await eventually(lambda: events(caplog)["BUS_READ_FAILED"] == 1)
         before = await _calls(redis_client)
@@ -508,7 +502,7 @@ async def test_a_group_that_cannot_be_made_again_is_asked_for_with_pauses_and_lo
         assert events(caplog)["BUS_READ_FAILED"] == 1
         await redis_client.delete("s")
         await redis_client.xadd("s", {"v": "1", "data": "1"})
-        await eventually(lambda: handled == [1], timeout=RESUME_WITHIN)
+        await eventually(lambda: handled == [1])
 
 
 async def _calls(client: redis.asyncio.Redis) -> int:
@@ -520,13 +514,14 @@ async def test_what_was_in_hand_when_everything_was_flushed_ends_quietly(
     buses: Buses, redis_client: redis.asyncio.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus = buses(block=0.3)
-    began, gate = Gate(), Gate()
+    gate = Gate()
+    began: list[int] = []
     handled: list[int] = []
 
     @bus.subscriber("s", retry=Retry(max_attempts=1))
     async def handle(number: int) -> None:
         if number < 2:
-            began.open()
+            began.append(number)
             await gate.passed()
         handled.append(number)
         if number == 1:
@@ -534,7 +529,7 @@ async def test_what_was_in_hand_when_everything_was_flushed_ends_quietly(
 
     async with bus:
         await bus.publish_many("s", [0, 1])
-        await began.passed()
+        await eventually(lambda: len(began) == 2)
         await redis_client.flushall()
         gate.open()
         await eventually(lambda: sorted(handled) == [0, 1])

@@ -31,10 +31,10 @@ async def test_a_connection_may_be_cut_between_any_two_bytes(load: Scenario, net
 
 async def test_bytes_may_come_one_by_one_and_half_a_second_late(load: Scenario, net: Proxy) -> None:
     """What was read ahead, and handed back with no answer in time, stayed with its consumer for ever."""
-    slow = {"reply_timeout": 10.0, "ack_wait": NEVER}
+    slow = {"reply_timeout": 60.0, "ack_wait": NEVER}
     for _ in range(2):
         load.consumer(net.url, **slow)
-    load.publisher(net.url, lanes=40, timeout=10.0)
+    load.publisher(net.url, lanes=40, timeout=60.0)
     await load.progress()
     with load.fault("bytes one by one, and late"):
         net.slice(0.5)

@@ -26,7 +26,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.victim import GO, NOTES
 
 ROOT = Path(__file__).parents[2]
-ACK_WAIT = 0.8
+ACK_WAIT = 4.0
 KEYS = "abcdef"
 
 Note = dict[str, Any]

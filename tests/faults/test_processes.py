@@ -3,6 +3,8 @@
 import asyncio
 import signal
 
+import pytest
+
 from quantum_bus import names, streams
 from quantum_bus.streams import Script
 from tests.faults.holdings import last_delivered
@@ -46,7 +48,7 @@ async def test_a_consumer_may_be_killed_before_and_after_everything_it_writes(lo
 
 async def test_a_consumer_killed_at_random_is_replaced(load: Scenario) -> None:
     """Without taking over what the dead held, eleven messages were left."""
-    await load.begin()
+    await load.begin(mix={"ok": 3, "work": 3, "raise/ok": 1, "reject": 1, "raise": 1})
     for _ in range(load.form.of(3, 10, 200)):
         await asyncio.sleep(load.random.uniform(0.0, 0.5))  # the point at which it dies
         with load.fault("a consumer is killed"):
@@ -103,9 +105,9 @@ async def test_consumers_may_be_replaced_under_load_and_abandon_nothing(load: Sc
 
 
 async def test_twenty_consumers_may_start_at_once(load: Scenario) -> None:
-    load.publisher(count=800, lanes=8)
+    load.publisher(count=800, lanes=8, timeout=60.0)
     for _ in range(20):
-        load.consumer(concurrency=2)
+        load.consumer(concurrency=2, ack_wait=NEVER)
     await load.until(lambda: not load.of("publisher"), "all is published")
     await load.until(lambda: load.count("begun") > 800, "all is begun")
     verdict = await load.over()
@@ -132,6 +134,7 @@ async def test_what_kills_its_process_each_time_is_dead_lettered_under_load(load
     assert verdict.figures["cut off"] >= 3
 
 
+@pytest.mark.timeout(1200)
 async def test_reads_may_be_cancelled_ten_thousand_times(load: Scenario) -> None:
     """Consumers are started and cancelled, or stopped with no time to drain, all the time; one stays.
 

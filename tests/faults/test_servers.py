@@ -69,8 +69,8 @@ async def test_what_is_flushed_or_destroyed_under_load_and_at_rest_is_made_again
         with load.fault("FLUSHALL at rest", loses=True, forgets=True):
             await load.client.flushall()
         with load.fault("XGROUP DESTROY at rest", forgets=True):
-            await load.client.xadd(STREAM, {"v": "1"}, nomkstream=True)
-            await load.client.delete(STREAM)
+            async with load.client.pipeline(transaction=True) as together:  # else a consumer may be given it
+                await together.xadd(STREAM, {"v": "1"}, nomkstream=True).delete(STREAM).execute()
         load.publisher()
         await load.progress()
     await load.over()
