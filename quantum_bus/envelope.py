@@ -63,6 +63,14 @@ _FIELD_TRACESTATE: Final = names.FIELD_TRACESTATE.encode()
 _FIELD_SERVICE: Final = names.FIELD_SERVICE.encode()
 _FIELD_TS: Final = names.FIELD_TS.encode()
 _EMPTY: Final = b""
+# An entry as the bus writes it, of which nothing more is said.
+_USUAL_FIELDS: Final = [
+    _FIELD_VERSION, _FIELD_DATA, _FIELD_EVENT, _FIELD_MESSAGE_ID, _FIELD_CORRELATION_ID, _FIELD_TRACEPARENT,
+    _FIELD_SERVICE, _FIELD_TS,
+]  # fmt: skip
+_USUAL_LENGTH: Final = 2 * len(_USUAL_FIELDS)
+_NEEDED_FIELDS: Final = (_FIELD_VERSION, _FIELD_DATA, _FIELD_MESSAGE_ID, _FIELD_CORRELATION_ID, _FIELD_TRACEPARENT)
+_OTHER_FIELDS: Final = (_FIELD_EVENT, _FIELD_SERVICE, _FIELD_TS, _FIELD_TRACESTATE)
 _ADDED_FIELDS: Final = names.DLQ_FIELDS | names.REPLAY_FIELDS
 # What a foreign entry's `v` (no version) and `message_id` (not vouched for) say is the producer's own matter.
 _FOREIGN_FIELDS: Final = _KNOWN_FIELDS - {names.FIELD_VERSION, names.FIELD_MESSAGE_ID}
@@ -374,27 +382,31 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
 def _decode_plain(entry: Entry) -> Incoming | None:
     """An entry as a bus writes it, with nothing missing, added or malformed; None for any other.
 
-    It is what :func:`_decode_any` says of it, in a third of the time (4 instead of 12 µs).
+    It is what :func:`_decode_any` says of it, in a third of the time (3.5 instead of 12 µs).
     """
-    pairs = iter(entry.fields)
+    fields = entry.fields
+    others: dict[bytes, bytes] = {}
+    state = _EMPTY
     try:
-        values = dict(zip(pairs, pairs, strict=True))
-        if values.pop(_FIELD_VERSION, None) != _VERSION or 2 * len(values) + 2 != len(entry.fields):
+        if fields[::2] == _USUAL_FIELDS and len(fields) == _USUAL_LENGTH:  # a look at the order saves 1 µs
+            version, raw, event, message_id, correlation_id, traceparent, service, ts = fields[1::2]
+        else:
+            pairs = iter(fields)
+            others = dict(zip(pairs, pairs, strict=True))
+            if 2 * len(others) != len(fields):
+                return None
+            version, raw, message_id, correlation_id, traceparent = map(others.pop, _NEEDED_FIELDS)
+            event, service, ts, state = (others.pop(name, _EMPTY) for name in _OTHER_FIELDS)
+        if version != _VERSION:
             return None
-        raw = values.pop(_FIELD_DATA)
         data = orjson.loads(raw)
-        take = values.pop
-        message_id = take(_FIELD_MESSAGE_ID).decode()
-        correlation_id = take(_FIELD_CORRELATION_ID).decode()
-        state = take(_FIELD_TRACESTATE, _EMPTY).decode()
-        context = propagation.parse_context(take(_FIELD_TRACEPARENT).decode(), state)
-        event = take(_FIELD_EVENT, _EMPTY).decode()
-        service = take(_FIELD_SERVICE, _EMPTY).decode()
-        ts = take(_FIELD_TS, _EMPTY).decode()
-        texts = {name.decode(): value.decode() for name, value in values.items()} if values else {}
+        context = propagation.parse_context(traceparent.decode(), state.decode())
+        own_id, flow_id = message_id.decode(), correlation_id.decode()
+        event_name, sender, sent_at = event.decode() or None, service.decode() or None, ts.decode() or None
+        texts = {name.decode(): value.decode() for name, value in others.items()} if others else {}
     except (KeyError, ValueError):  # what is no text and what is no JSON are ValueErrors, too
         return None
-    if context is None or not _bounded(message_id) or not propagation.valid_correlation_id(correlation_id):
+    if context is None or not _bounded(own_id) or not propagation.valid_correlation_id(flow_id):
         return None
     key = texts.pop(names.FIELD_KEY, None)
     causation_id = texts.pop(names.FIELD_CAUSATION_ID, None)
@@ -409,13 +421,13 @@ def _decode_plain(entry: Entry) -> Incoming | None:
         entry.id,
         data,
         raw,
-        event or None,
+        event_name,
         key,
-        message_id,
-        correlation_id,
+        own_id,
+        flow_id,
         _bounded(causation_id),
-        service or None,
-        ts or None,
+        sender,
+        sent_at,
         headers,
         context,
         propagation.with_baggage(baggage),

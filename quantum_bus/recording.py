@@ -38,12 +38,22 @@ def recorder(histogram: Histogram) -> Record:
     return histogram.record
 
 
-def _short_way(histogram: Any) -> Record:
-    from opentelemetry.sdk.metrics._internal.measurement import Measurement
+class _Measurement:
+    """What the SDK's own has, which is a frozen dataclass that cleans its attributes."""
 
+    __slots__ = ("attributes", "context", "instrument", "time_unix_nano", "value")
+
+    value: float
+    time_unix_nano: int
+    instrument: Any
+    context: Context
+    attributes: Attributes
+
+
+def _short_way(histogram: Any) -> Record:
     enabled, consumer = histogram._is_enabled, histogram._measurement_consumer
     should_sample = consumer._sdk_config.exemplar_filter.should_sample
-    new = Measurement.__new__
+    blank = object.__new__
     known: dict[int, tuple[Attributes, list[Any]]] = {}
     readers = consumer._reader_storages
 
@@ -61,10 +71,12 @@ def _short_way(histogram: Any) -> Record:
                     known[id(attributes)] = attributes, aggregations  # with them, or another's id could be theirs
             return
         now = time_ns()
-        measurement = new(Measurement)
-        measurement.__dict__.update(
-            value=seconds, time_unix_nano=now, instrument=histogram, context=context, attributes=attributes
-        )
+        measurement = blank(_Measurement)
+        measurement.value = seconds
+        measurement.time_unix_nano = now
+        measurement.instrument = histogram
+        measurement.context = context
+        measurement.attributes = attributes
         sampled = should_sample(seconds, now, attributes, context)
         for aggregation in found[1]:
             aggregation.aggregate(measurement, sampled)

@@ -2,7 +2,7 @@
 
 The SDK checks and cleans every attribute of a span; the bus's own are names and plain values of its own making. So the
 span is put together here, of the SDK's own class and by its own sampler, ids, limits and processors, and takes its
-attributes unchecked: 9 µs instead of 19 with nine of them, and most of that while Redis is at work. What it takes is
+attributes unchecked: 7 µs instead of 19 with nine of them, and most of that while Redis is at work. What it takes is
 not all public, so it is compared first, once, with what this SDK makes of the same calls; where anything differs, the
 API is used.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from time import time_ns
@@ -190,23 +191,22 @@ def _span_class() -> type[Any]:
             self.set_attribute(key, value)  # ended or filled by the handler: what then is the SDK's to say
 
         def _readable_span(self) -> ReadableSpan:
-            span = blank(ReadableSpan)
-            span.__dict__ = {
-                "_name": self._name,
-                "_context": self._context,
-                "_kind": self._kind,
-                "_instrumentation_info": self._instrumentation_info,
-                "_instrumentation_scope": self._instrumentation_scope,
-                "_parent": self._parent,
-                "_start_time": self._start_time,
-                "_end_time": self._end_time,
-                "_attributes": self._attributes,
-                "_events": self._events,
-                "_links": self._links,
-                "_resource": self._resource,
-                "_status": self._status,
-            }
-            return span
+            # Attribute by attribute: a third of the time of setting `__dict__`, and half of its memory.
+            span: Any = blank(ReadableSpan)
+            span._name = self._name
+            span._context = self._context
+            span._kind = self._kind
+            span._instrumentation_info = self._instrumentation_info
+            span._instrumentation_scope = self._instrumentation_scope
+            span._parent = self._parent
+            span._start_time = self._start_time
+            span._end_time = self._end_time
+            span._attributes = self._attributes
+            span._events = self._events
+            span._links = self._links
+            span._resource = self._resource
+            span._status = self._status
+            return span  # type: ignore[no-any-return]
 
     return BusSpan
 
@@ -251,6 +251,7 @@ def _links_of(limits: Any) -> Callable[[Sequence[Link]], Any]:
     from opentelemetry.sdk.util import BoundedList
 
     most, unfilled, nothing = limits.max_links, _unfilled_list(), BoundedAttributes(immutable=True)
+    blank, new_lock = object.__new__, threading.Lock
 
     def links_of(links: Sequence[Link]) -> Any:
         if not links:
@@ -259,7 +260,13 @@ def _links_of(limits: Any) -> Callable[[Sequence[Link]], Any]:
             if link.attributes or not link.context.is_valid:
                 return None
             link._attributes = nothing
-        return BoundedList.from_seq(most, links)
+        if most is not None and len(links) > most:
+            return BoundedList.from_seq(most, links)
+        held: Any = blank(BoundedList)
+        held.dropped = 0
+        held._dq = deque(links, most)
+        held._lock = new_lock()
+        return held
 
     return links_of
 
@@ -307,39 +314,35 @@ def _maker(tracer: Any) -> Callable[..., Span]:
             span.start(start_time, context)
             return span  # type: ignore[no-any-return]
         # As its constructors leave it, in a fifth of their 5 µs.
-        attributes = blank(BoundedAttributes)
-        attributes.__dict__ = {
-            "_dict": own,
-            "maxlen": most,
-            "dropped": 0,
-            "max_value_len": None,
-            "_lock": new_lock(),
-            "_immutable": False,
-        }
+        attributes: Any = blank(BoundedAttributes)
+        attributes._dict = own
+        attributes.maxlen = most
+        attributes.dropped = 0
+        attributes.max_value_len = None
+        attributes._lock = new_lock()
+        attributes._immutable = False
         span = blank(new_span)
-        span.__dict__ = {
-            "_name": name,
-            "_context": own_context,
-            "_kind": kind,
-            "_instrumentation_info": info,
-            "_instrumentation_scope": scope,
-            "_parent": above,
-            "_start_time": start_time,
-            "_end_time": None,
-            "_attributes": attributes,
-            "_events": unfilled(most_events),
-            "_links": held_links,
-            "_resource": resource,
-            "_status": unset,
-            "_sampler": sampler,
-            "_trace_config": None,
-            "_record_exception": True,
-            "_set_status_on_exception": True,
-            "_span_processor": processor,
-            "_limits": limits,
-            "_lock": new_lock(),
-            "_record_end_metrics": count_end,
-        }
+        span._name = name
+        span._context = own_context
+        span._kind = kind
+        span._instrumentation_info = info
+        span._instrumentation_scope = scope
+        span._parent = above
+        span._start_time = start_time
+        span._end_time = None
+        span._attributes = attributes
+        span._events = unfilled(most_events)
+        span._links = held_links
+        span._resource = resource
+        span._status = unset
+        span._sampler = sampler
+        span._trace_config = None
+        span._record_exception = True
+        span._set_status_on_exception = True
+        span._span_processor = processor
+        span._limits = limits
+        span._lock = new_lock()
+        span._record_end_metrics = count_end
         processor.on_start(span, parent_context=context)
         return span  # type: ignore[no-any-return]
 
@@ -445,5 +448,6 @@ def _facts(span: Any) -> list[Any]:
         facts += [_alike(held) for held in (span, span._attributes, span._readable_span())]
         facts += [(event.name, event.timestamp, dict(event.attributes or {})) for event in span.events]
         facts += [(link.context, dict(link.attributes or {})) for link in span.links]
-        facts += [span.status.status_code, span.status.description, span.dropped_events, span.dropped_links]
+        facts += [span._links._dq.maxlen, span._events._dq.maxlen, span.dropped_events, span.dropped_links]
+        facts += [span.status.status_code, span.status.description]
     return facts
