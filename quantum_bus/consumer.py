@@ -744,6 +744,7 @@ class Consumer:
             await self._write_due()
 
     async def _write_due(self) -> None:
+        """Write what is due; a call for each, so that nothing of it is kept while there is nothing to write."""
         request = self._commands.send(*self._outbox.take())
         self._handlings.tell()  # while Redis is at work
         try:

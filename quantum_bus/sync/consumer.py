@@ -651,6 +651,7 @@ class Consumer:
             self._write_due(commands)
 
     def _write_due(self, commands: Sequence[streams.Command]) -> None:
+        """Write these; a call for each time, so that nothing of it is kept while there is nothing to write."""
         self._handlings.tell()
         try:
             replies: list[Any] = self._commands.execute(*commands)

@@ -131,9 +131,10 @@ FREEZE = """
 import gc, threading, time
 
 def look():
-    while not gc.get_freeze_count():
+    until = time.monotonic() + 20
+    while gc.get_freeze_count() < 10_000 and time.monotonic() < until:  # Python 3.12 has hundreds there by itself
         time.sleep(0.01)
-    print(f"frozen {gc.get_freeze_count()}\\n", end="", flush=True)  # in one write: the log goes the same way
+    print(f"frozen {gc.get_freeze_count() > 10_000}\\n", end="", flush=True)  # in one write: the log goes the same way
 
 threading.Thread(target=look, daemon=True).start()
 """
@@ -144,8 +145,7 @@ def test_a_service_has_its_garbage_collector_spared_what_was_loaded(
 ) -> None:
     with (program / "shop.py").open("a", encoding="utf-8") as file:
         file.write(FREEZE)
-    _, count = serve("shop:bus").wait_for("frozen").split()
-    assert int(count) > 10_000
+    assert serve("shop:bus").wait_for("frozen") == "frozen True\n"
 
 
 def test_stop_timeout_bounds_the_drain(serve: Callable[..., Service], client: redis.Redis, stream: str) -> None:
