@@ -120,16 +120,18 @@ async def _consume(trial: Trial, *, batch: int) -> Outcome:
         fill(trial.url, stream, entries, trial.count // trial.spread)
     tally = Tally(trial.count // trial.spread * trial.spread)
     async with set_up(trial) as on:
-        handler = _batch_handler(tally, on.log) if batch > 1 else _handler(tally, on.log)
+        handle = _batch_handler(tally, on.log) if batch > 1 else handler(tally, on.log)
         for stream in streams:
-            on.bus.subscriber(stream, group=GROUP, batch=batch, concurrency=CONCURRENCY)(handler)
+            on.bus.subscriber(stream, group=GROUP, batch=batch, concurrency=CONCURRENCY)(handle)
         await on.bus.start()
         await tally.all_seen.wait()
     facts = {"handled": tally.seen, "pending": sum(pending(trial.url, stream, GROUP) for stream in streams)}
     return Outcome({"rate": tally.per_second}, on.facts | facts)
 
 
-def _handler(tally: Tally, log: Logger | None) -> Callable[..., Awaitable[None]]:
+def handler(tally: Tally, log: Logger | None) -> Callable[..., Awaitable[None]]:
+    """Counts a message, and logs it where there is a logger."""
+
     async def handle(_: dict) -> None:
         tally.add()
 

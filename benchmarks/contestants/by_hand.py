@@ -18,6 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from quantum_bus import names, setup_json_logging
 from quantum_bus.jsonlog import close_logging
 
+from .bus import handler
 from .filling import entries_of_the_bus, fill, pending, stored
 from .observed import Observed, lines_in
 from .trial import BATCH, EVENT, GROUP, PAYLOAD, SERVICE, STREAM, Outcome, Tally, Trial, in_flight, main
@@ -73,11 +74,7 @@ async def consume(trial: Trial) -> Outcome:
     tracer, propagator = trace.get_tracer(SERVICE), TraceContextTextMapPropagator()
     duration = metrics.get_meter(SERVICE).create_histogram(names.METRIC_PROCESS_DURATION, unit="s")
     tally = Tally(trial.count)
-
-    async def handle(intent: dict[str, Any]) -> None:
-        tally.add()
-        log.info("Intent received", event="INTENT_RECEIVED", symbol=intent["symbol"], number=tally.seen)
-
+    handle = handler(tally, log)
     async with redis.asyncio.Redis.from_url(trial.url) as client:
         await client.xgroup_create(STREAM, GROUP, id="0")
         while tally.seen < trial.count:
