@@ -59,7 +59,7 @@ async def test_a_client_that_decodes_its_responses_serves_as_well(
     async with bus:
         await bus.publish(stream, {"n": "1"})
         await eventually(lambda: len(handled) == 2)
-    assert handled[1] == {"n": "1"}
+    assert {"n": "1"} in handled, "two workers: in whichever order"
     await buses.close(client)
 
 

@@ -90,10 +90,11 @@ async def test_a_copy_waits_while_the_other_is_tried_again_and_is_skipped_then(
         if message.attempt < 3:
             raise ValueError
 
-    first, _ = await bus.publish_many(stream, [Event({}, message_id="order-1")] * 2)
+    await bus.publish_many(stream, [Event({}, message_id="order-1")] * 2)
     async with bus:
         await eventually(lambda: all_acked(redis_client, stream))
-    assert attempts == [(first.id, 1), (first.id, 2), (first.id, 3)]  # type: ignore[union-attr]
+    tried = attempts[0][0]  # whichever of the two a worker began first
+    assert attempts == [(tried, 1), (tried, 2), (tried, 3)]
 
 
 async def test_waiting_for_the_other_is_no_attempt(
@@ -117,7 +118,7 @@ async def test_waiting_for_the_other_is_no_attempt(
         gate.open()
         await eventually(lambda: all_acked(redis_client, stream))
     # Without the DEL in dead_letter.lua the copy waited for the window's end.
-    assert handled == [(first.id, 1), (second.id, 1)]  # type: ignore[union-attr]
+    assert sorted(handled) == [(first.id, 1), (second.id, 1)]  # type: ignore[union-attr]
     assert len(await stored(redis_client, dlq)) == 1
 
 

@@ -13,7 +13,8 @@ The rules, each by message id:
 
 A fault may say that it loses what was acknowledged before it (`FLUSHALL`), or that it forgets attempts (`XGROUP
 DESTROY`): then the rules hold from its end on. Or that it stopped a process, maybe between the note that a handler
-begins and its beginning: then that run may begin late, when others count further. Faults to be borne say nothing.
+begins and its beginning: then that run may begin late, when others count further. Or that with it every lease expires,
+as when a clock jumps: then so may any run of what another process has taken over. Faults to be borne say nothing.
 """
 
 from __future__ import annotations
@@ -137,14 +138,19 @@ def _differs(publish: Publish, where: str, what: str, found: str, sent: str) -> 
 def _attempts(history: History, holdings: Holdings) -> Iterator[Violation]:
     forgotten = [fault for fault in history.faults if fault.forgets]
     highest: dict[tuple[str, str, str], Handling] = {}
+    begun: set[tuple[str, str, str, int]] = set()
     for handling in history.handlings:
         entry = (handling.stream, handling.group, handling.entry_id)
         before = highest.get(entry)
         if before is not None and any(before.began <= fault.ended for fault in forgotten):
             before = None
-        if before is not None and handling.attempt < before.attempt and not _is_late(handling, history):
-            detail = f"attempt {handling.attempt} in process {handling.pid} came after attempt {before.attempt}"
-            yield Violation(ATTEMPTS, handling.message_id, detail)
+        attempt = (*entry, handling.attempt)
+        if before is not None and handling.attempt < before.attempt:
+            taken_over = attempt not in begun and _was_taken_over(handling, before, history)
+            if not (taken_over or _is_late(handling, history)):
+                detail = f"attempt {handling.attempt} in process {handling.pid} came after attempt {before.attempt}"
+                yield Violation(ATTEMPTS, handling.message_id, detail)
+        begun.add(attempt)
         if before is None or handling.attempt >= before.attempt:
             highest[entry] = handling
     by_entry = {(group, entry_id): handling for (_, group, entry_id), handling in highest.items()}
@@ -158,6 +164,13 @@ def _attempts(history: History, holdings: Holdings) -> Iterator[Violation]:
 def _is_late(handling: Handling, history: History) -> bool:
     stops = (fault for fault in history.faults if fault.stops == handling.pid)
     return any(fault.began <= handling.began <= fault.ended + LATE for fault in stops)
+
+
+def _was_taken_over(handling: Handling, by: Handling, history: History) -> bool:
+    expiries = (fault for fault in history.faults if fault.expires)
+    return handling.pid != by.pid and any(
+        fault.began <= by.began <= handling.began <= fault.ended + LATE for fault in expiries
+    )
 
 
 def _twice(history: History, holdings: Holdings) -> Iterator[Violation]:

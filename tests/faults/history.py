@@ -13,8 +13,8 @@ whoever is killed in between leaves an act that began and did not end, and nothi
 | `over` | the process has ended as it should |
 | `fault` | the scenario did something; until `fault over` |
 
-A fault may say that it `loses` what was acknowledged before, that it `forgets` how often what was tried, and which
-process it `stops`.
+A fault may say that it `loses` what was acknowledged before, that it `forgets` how often what was tried, which process
+it `stops`, and that with it every lease `expires`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 OK = "ok"
 FAILED = "failed"
@@ -38,6 +38,15 @@ RAISE = "raise"
 REJECT = "reject"
 
 Line = dict[str, Any]
+
+
+class Effects(TypedDict, total=False):
+    """What a fault may say of itself."""
+
+    loses: bool
+    forgets: bool
+    stops: int
+    expires: bool
 
 
 class Recorder:
@@ -67,12 +76,10 @@ class Recorder:
         self.write("ended", run=run, outcome=outcome)
 
     @contextmanager
-    def fault(
-        self, name: str, *, loses: bool = False, forgets: bool = False, stops: int | None = None
-    ) -> Iterator[None]:
+    def fault(self, name: str, **effects: Unpack[Effects]) -> Iterator[None]:
         """A fault while the block lasts; one that never ends is as bad as it can be."""
         number = next(self._numbers)
-        self.write("fault", run=number, name=name, loses=loses, forgets=forgets, stops=stops)
+        self.write("fault", run=number, name=name, effects=effects)
         yield
         self.write("fault over", run=number)
 
@@ -123,6 +130,7 @@ class Fault:
     loses: bool = False
     forgets: bool = False
     stops: int | None = None
+    expires: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +199,4 @@ def _handling(line: Line, end: Line | None) -> Handling:
 
 
 def _fault(line: Line, end: Line | None) -> Fault:
-    return Fault(
-        line["name"], line["at"], end["at"] if end else float("inf"), line["loses"], line["forgets"], line["stops"]
-    )
+    return Fault(line["name"], line["at"], end["at"] if end else float("inf"), **line["effects"])

@@ -15,14 +15,43 @@ from quantum_bus import names
 from quantum_bus.envelope import Entry, decode
 from quantum_bus.streams import Keys
 
-_PENDING = """
-local found = {}
-for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[2])) do
-  found[#found + 1] = {row[1], row[2], redis.call('XRANGE', KEYS[1], row[1], row[1])}
+_LOOK = """
+local function last_delivered(key)
+  for _, row in ipairs(redis.pcall('XINFO', 'GROUPS', key)) do  -- none where there is no such key
+    local told = {}
+    for at = 1, #row, 2 do
+      told[row[at]] = row[at + 1]
+    end
+    if told['name'] == ARGV[1] then
+      return told['last-delivered-id']
+    end
+  end
 end
-return found
+
+local function undelivered(key)
+  local last = last_delivered(key)
+  return redis.call('XRANGE', key, last and '(' .. last or '-', '+')
+end
+
+local function pending(key)
+  local found = {}
+  if last_delivered(key) then
+    for _, row in ipairs(redis.call('XPENDING', key, ARGV[1], '-', '+', ARGV[2])) do
+      found[#found + 1] = {row[1], redis.call('XRANGE', key, row[1], row[1])}
+    end
+  end
+  return found
+end
+
+local function scheduled(due, copies)
+  return {redis.call('ZRANGE', due, 0, -1), redis.call('HGETALL', copies)}
+end
+
+return {
+  undelivered(KEYS[1]), pending(KEYS[1]), pending(KEYS[2]),
+  scheduled(KEYS[3], KEYS[4]), scheduled(KEYS[5], KEYS[6]), undelivered(KEYS[2])
+}
 """
-_COPIES = "return {redis.call('ZRANGE', KEYS[1], 0, -1), redis.call('HGETALL', KEYS[2])}"
 _TOLD = (names.DLQ_ID, names.DLQ_GROUP, names.DLQ_ATTEMPTS, names.DLQ_REASON)
 _PAGE = 1_000_000
 _MESSAGE_ID = names.FIELD_MESSAGE_ID.encode()
@@ -62,19 +91,32 @@ class Holdings:
 
 
 async def holdings_of(client: redis.asyncio.Redis, stream: str, group: str) -> Holdings:
-    """One look; while others are at work a message may be seen in two places, or in none."""
+    """One look at everything that waits, and then at what is over: while others are at work, too, none is missed."""
     keys = Keys.of(stream, group)
+    places = (keys.stream, keys.retry, keys.due, keys.copies, keys.delayed_due, keys.delayed_copies)
+    look: Any = await client.eval(_LOOK, len(places), *places, group, _PAGE)  # type: ignore[misc]
+    undelivered, pending, retried, due, delayed, retrying = look
     return Holdings(
-        undelivered=await _undelivered(client, stream, group),
-        pending=(*await _pending(client, stream, group), *await _pending(client, keys.retry, group)),
-        scheduled=(
-            *await _scheduled(client, keys.due, keys.copies),
-            *await _scheduled(client, keys.delayed_due, keys.delayed_copies),
-        ),
-        retrying=await _undelivered(client, keys.retry, group),
+        undelivered=_ids(undelivered),
+        pending=_ids_of_pending([*pending, *retried]),
+        scheduled=(*_ids_of_scheduled(*due), *_ids_of_scheduled(*delayed)),
+        retrying=_ids(retrying),
         dead=tuple([letter for letter in await dead_letters(client, keys) if letter.group == group]),
         settled=await _settled(client, keys, group),
     )
+
+
+def _ids(entries: list[tuple[bytes, list[bytes]]]) -> tuple[str, ...]:
+    return tuple([_message_id(fields, entry_id) for entry_id, fields in entries])
+
+
+def _ids_of_pending(rows: list[tuple[bytes, list[tuple[bytes, list[bytes]]]]]) -> tuple[str, ...]:
+    return tuple([_message_id(found[0][1], entry_id) if found else entry_id.decode() for entry_id, found in rows])
+
+
+def _ids_of_scheduled(ids: list[bytes], packed: list[bytes]) -> list[str]:
+    by_id = dict(zip(packed[::2], packed[1::2], strict=True))
+    return [_message_id(unpacked(by_id[entry_id]), entry_id) for entry_id in ids]
 
 
 async def _settled(client: redis.asyncio.Redis, keys: Keys, group: str) -> Counter[str]:
@@ -110,18 +152,6 @@ async def dead_letters(client: redis.asyncio.Redis, keys: Keys) -> list[Letter]:
     return letters
 
 
-async def _scheduled(client: redis.asyncio.Redis, due: str, copies: str) -> list[str]:
-    ids, packed = await client.eval(_COPIES, 2, due, copies)  # type: ignore[misc]
-    by_id = dict(zip(packed[::2], packed[1::2], strict=True))
-    return [_message_id(unpacked(by_id[entry_id]), entry_id) for entry_id in ids]
-
-
-async def _undelivered(client: redis.asyncio.Redis, key: str, group: str) -> tuple[str, ...]:
-    last = await last_delivered(client, key, group)
-    start = "-" if last is None else f"({last}"
-    return tuple([_message_id(fields, entry_id) for entry_id, fields in await _entries(client, key, start)])
-
-
 async def last_delivered(client: redis.asyncio.Redis, key: str, group: str) -> str | None:
     """None where there is no such group."""
     try:
@@ -129,13 +159,6 @@ async def last_delivered(client: redis.asyncio.Redis, key: str, group: str) -> s
     except ResponseError:  # there is no such key
         return None
     return next((item["last-delivered-id"].decode() for item in groups if item["name"].decode() == group), None)
-
-
-async def _pending(client: redis.asyncio.Redis, key: str, group: str) -> list[str]:
-    if await last_delivered(client, key, group) is None:
-        return []
-    rows: Any = await client.eval(_PENDING, 1, key, group, _PAGE)  # type: ignore[misc]
-    return [_message_id(found[0][1], entry_id) if found else entry_id.decode() for entry_id, _, found in rows]
 
 
 async def _entries(client: redis.asyncio.Redis, key: str, start: str) -> list[tuple[bytes, list[bytes]]]:

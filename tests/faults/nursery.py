@@ -2,7 +2,7 @@
 
 `python -m tests.faults.nursery` reads orders, one JSON object a line, and answers each with a pid: `log`, the file for
 what the worker prints, and `arguments`, of `tests.faults.worker.main`. When its input ends, as when whoever ordered was
-killed, it kills every worker.
+killed, it kills every worker that is left.
 """
 
 from __future__ import annotations
@@ -75,22 +75,26 @@ def main() -> None:
     import tests.faults.worker  # noqa: F401 - what every worker needs
 
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are reaped as they end
-    pids = []
+    workers: set[int] = set()
     for line in sys.stdin:
+        _reap(workers)
         pid = os.fork()
         if pid == 0:
             _become(json.loads(line))
-        pids.append(pid)
+        workers.add(pid)
         print(pid, flush=True)  # noqa: T201 - the answer
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _reap(workers: set[int]) -> None:
+    """Forget those that have ended: from then on their pids may be anybody's, threads of other programs among them."""
+    workers -= {pid for pid in workers if os.waitpid(pid, os.WNOHANG) != (0, 0)}
 
 
 def _become(order: dict[str, Any]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until its bus listens; nothing has begun before
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)

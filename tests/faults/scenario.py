@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -34,7 +34,7 @@ from quantum_bus.demo.redis_server import RedisProcess
 from tests.contract.twins import ASYNCIO, THREADS
 from tests.faults.checker import Verdict, check
 from tests.faults.forms import BOTH, Form
-from tests.faults.history import Recorder, read_history
+from tests.faults.history import Effects, Recorder, read_history
 from tests.faults.holdings import Holdings, holdings_of
 from tests.faults.nursery import Nursery, Process
 
@@ -155,11 +155,9 @@ class Scenario:
 
     # --- faults ----------------------------------------------------------------------------------
 
-    def fault(
-        self, name: str, *, loses: bool = False, forgets: bool = False, stops: int | None = None
-    ) -> AbstractContextManager[None]:
+    def fault(self, name: str, **effects: Unpack[Effects]) -> AbstractContextManager[None]:
         """Note a fault that lasts while the block does; see `tests.faults.history`."""
-        return self.recorder.fault(name, loses=loses, forgets=forgets, stops=stops)
+        return self.recorder.fault(name, **effects)
 
     # --- waiting ---------------------------------------------------------------------------------
 

@@ -211,6 +211,24 @@ def test_a_process_that_was_stopped_may_begin_late_and_no_other_may() -> None:
         only(check(replace(history, faults=(other,)), HELD), checker.ATTEMPTS, "again", "came after")
 
 
+def test_where_every_lease_expires_a_run_of_what_was_taken_over_may_begin_late() -> None:
+    jump = Fault("a clock jumps", 2.1, 2.3, expires=True)
+    others = without("again").handlings
+    ours, theirs = handling("again", attempt=1, at=2.4), replace(handling("again", attempt=2, at=2.2), pid=8)
+    history = replace(RIGHT, handlings=(*others, theirs, ours), faults=(jump,))
+    assert not check(history, HELD).violations
+    begun = replace(theirs, attempt=1, began=2.05)
+    for other in (
+        replace(history, faults=()),
+        replace(history, faults=(replace(jump, expires=False),)),
+        replace(history, faults=(replace(jump, began=2.25),)),  # nothing was taken over by it
+        replace(history, faults=(replace(jump, began=1.0, ended=2.3 - checker.LATE),)),
+        replace(history, handlings=(*others, replace(theirs, pid=ours.pid), ours)),  # it was not taken over
+        replace(history, handlings=(*others, begun, theirs, ours)),  # it had begun
+    ):
+        only(check(other, HELD), checker.ATTEMPTS, "again", "attempt 1 in process 7 came after attempt 2")
+
+
 # --- twice -------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ A comment in each test names the protection that it was seen to fail without.
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -45,7 +44,7 @@ class Victim:
         return self.process.poll() is not None
 
     def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        self.process.send_signal(number)
 
     async def killed(self) -> None:
         self.send(signal.SIGKILL)

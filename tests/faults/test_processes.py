@@ -72,7 +72,7 @@ async def test_a_publisher_killed_at_random_leaves_nothing_half_done(load: Scena
 async def test_consumers_stopped_past_their_leases_settle_nothing_that_others_took_over(load: Scenario) -> None:
     load.consumer()
     load.consumer()
-    load.publisher(mix={"ok": 3, "work": 3, "work/ok": 1, "reject": 1, "raise/ok": 1})
+    load.publisher(mix={"ok": 3, "work": 3, "work/ok": 1, "reject": 1, "raise/ok": 1}, pause=0.05)
     await load.progress()
     for _ in range(load.form.of(2, 4, 50)):
         victim = load.random.choice(load.of("consumer"))
