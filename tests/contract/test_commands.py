@@ -202,22 +202,76 @@ def test_ctrl_c_ends_what_watches_without_a_word(terminals: Terminals, server: s
             assert ended.err == ""
 
 
-@pytest.mark.parametrize("command", ["dlq list", "lag", "publish", "status", "tail", "trace"])
-def test_a_closed_pipe_behind_a_command_is_no_error(server: str, hostile: dict[str, str], command: str) -> None:
+PRINTING = ["dlq list", "lag", "publish", "status", "tail", "trace"]
+
+
+def command_line(server: str, hostile: dict[str, str], command: str) -> list[str]:
+    arguments = [argument.format(**hostile | {"event": "E", "evil": "x"}) for argument in COMMANDS[command]]
+    return [sys.executable, "-m", "quantum_bus", *arguments, "--url", f"{server}/{HOSTILE}"]
+
+
+def printing_to(
+    output: int, server: str, hostile: dict[str, str], command: str, *, buffered: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a command whose standard output is this."""
+    return subprocess.run(
+        command_line(server, hostile, command),
+        stdout=output,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"},
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", PRINTING)
+def test_a_closed_pipe_behind_a_command_is_no_error(
+    server: str, hostile: dict[str, str], command: str, *, buffered: bool
+) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    arguments = [argument.format(**hostile | {"event": "E", "evil": "x"}) for argument in COMMANDS[command]]
+    ended = printing_to(theirs, server, hostile, command, buffered=buffered)
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", PRINTING)
+def test_an_output_that_is_full_is_said_in_one_line(
+    server: str, hostile: dict[str, str], command: str, *, buffered: bool
+) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    ended = printing_to(full, server, hostile, command, buffered=buffered)
+    os.close(full)
+    said = "quantum-bus: standard output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("command", PRINTING)
+def test_a_command_does_its_work_where_standard_output_was_closed_before(
+    server: str, hostile: dict[str, str], command: str
+) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "quantum_bus", *arguments, "--url", f"{server}/{HOSTILE}"],
-        stdout=theirs,
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command_line(server, hostile, command)],
         stderr=subprocess.PIPE,
         text=True,
         timeout=30,
         check=False,
     )
-    os.close(theirs)
-    assert ended.returncode != 0
-    assert ended.stderr == ""
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_command_that_has_failed_ends_as_such_where_its_output_is_full() -> None:
+    program = "import sys\nfrom quantum_bus.cli.ending import written_out\nwith written_out(): print('x'); sys.exit(2)"
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, env=environment, check=False
+        )
+    assert ended.returncode == 2
+    assert b"No space left" in ended.stderr
 
 
 @pytest.mark.parametrize("command", ["lag", "status", "tail", "trace"])

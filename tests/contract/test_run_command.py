@@ -120,32 +120,33 @@ def test_it_handles_messages_until_a_signal_and_drains(
     assert events[-1] == "SERVICE_STOPPED"
 
 
-def test_a_service_collects_garbage_as_any_python_does(serve: Callable[..., Service], program: Path) -> None:
-    with (program / "shop.py").open("a", encoding="utf-8") as file:
-        file.write("import gc\nprint('collects', gc.isenabled(), *gc.get_threshold(), flush=True)\n")
-    usual = " ".join(map(str, gc.get_threshold()))
-    assert serve("shop:bus").wait_for("collects") == f"collects True {usual}\n"
+COLLECTING = """
+import atexit, gc
 
+def tell(when):  # Python 3.12 has hundreds frozen by itself
+    print(when, gc.isenabled(), gc.get_freeze_count() > 10_000, *gc.get_threshold(), flush=True)
 
-FREEZE = """
-import gc, threading, time
-
-def look():
-    until = time.monotonic() + 20
-    while gc.get_freeze_count() < 10_000 and time.monotonic() < until:  # Python 3.12 has hundreds there by itself
-        time.sleep(0.01)
-    print(f"frozen {gc.get_freeze_count() > 10_000}\\n", end="", flush=True)  # in one write: the log goes the same way
-
-threading.Thread(target=look, daemon=True).start()
+tell("loading")
+atexit.register(tell, "in the end")
 """
 
 
-def test_a_service_has_its_garbage_collector_spared_what_was_loaded(
-    serve: Callable[..., Service], program: Path
+@pytest.mark.parametrize("own", [(), (5_000, 7, 8)], ids=["", "with a threshold of its own"])
+def test_a_service_has_its_garbage_collector_spared_what_was_loaded_and_what_is_in_hand(
+    serve: Callable[..., Service], program: Path, own: tuple[int, ...]
 ) -> None:
     with (program / "shop.py").open("a", encoding="utf-8") as file:
-        file.write(FREEZE)
-    assert serve("shop:bus").wait_for("frozen") == "frozen True\n"
+        file.write(COLLECTING)
+        if own:
+            file.write(f"gc.set_threshold(*{own})\n")
+    service = serve("shop:bus")
+    assert service.wait_for("loading").split()[1:] == ["True", "False", *map(str, gc.get_threshold())]
+    service.wait_for("BUS_STARTED")
+    service.process.terminate()
+    code, lines, _ = service.end()
+    assert code == 0
+    told = next(line for line in lines if line.startswith("in the end"))
+    assert told.split()[3:] == ["True", "True", *map(str, own or (10_000, 10, 10))]
 
 
 def test_stop_timeout_bounds_the_drain(serve: Callable[..., Service], client: redis.Redis, stream: str) -> None:
