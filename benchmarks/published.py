@@ -37,16 +37,15 @@ def dump(run: Run) -> str:
 def headline(run: Run) -> str:
     """What the README shows."""
     lines = []
-    for row, ours, floor, title in (
-        ("publish", ALL_ON, RAW, "publish, one at a time"),
-        ("publish-in-flight", ALL_ON, RAW, "publish, 100 in flight"),
-        ("publish-many", ALL_ON, "raw redis-py, pipeline", "`publish_many`, 100 at a time"),
-        ("consume", ALL_ON, "raw redis-py, read 100, ack 100", "consume, one message at a time"),
-        ("consume", "quantum-bus, batches, all on", "raw redis-py, read 100, ack 100", "consume, batches of 100"),
+    one, many = (FASTSTREAM_OFF, FASTSTREAM_ON), ("FastStream, batches, off", "FastStream, batches, on")
+    for row, ours, peers, floor, title in (
+        ("publish", ALL_ON, one, RAW, "publish, one at a time"),
+        ("publish-in-flight", ALL_ON, one, RAW, "publish, 100 in flight"),
+        ("publish-many", ALL_ON, one, "raw redis-py, pipeline", "`publish_many`, 100 at a time"),
+        ("consume", ALL_ON, one, "raw redis-py, read 100, ack 100", "consume, one message at a time"),
+        ("consume", "quantum-bus, batches, all on", many, "raw redis-py, read 100, ack 100", "consume, batches of 100"),
     ):
-        rates = [
-            middle(run.measured, row, contestant, "rate") for contestant in (ours, FASTSTREAM_OFF, FASTSTREAM_ON, floor)
-        ]
+        rates = [middle(run.measured, row, contestant, "rate") for contestant in (ours, *peers, floor)]
         lines.append([title, *("—" if rate is None else number(rate) for rate in rates)])
     heads = [
         "messages/s",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 from redis.connection import ConnectionInterface
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from . import driver, streams
 from .blocking_wire import Wire, over
+from .busy_poll import BusyPoll
 from .errors import ConnectionLost, QuantumBusError
 from .streams import Command
 
@@ -51,9 +52,10 @@ class Link:
         pool: redis-py's, of the blocking kind.
         timeout: seconds that Redis may take to answer before the connection counts as dead.
         where: the server's address, for error texts.
+        busy_poll: seconds for which a reply is looked for, again and again, before its thread sleeps for it.
     """
 
-    def __init__(self, pool: Any, *, timeout: float, where: str) -> None:
+    def __init__(self, pool: Any, *, timeout: float, where: str, busy_poll: float = 0.0) -> None:
         self._pool = pool
         self._timeout = timeout
         self._where = where
@@ -61,6 +63,7 @@ class Link:
         self._waiting: deque[_Request] = deque()
         self._written: deque[_Request] = deque()
         self._led = False
+        self._busy_poll = BusyPoll(busy_poll)
         self._closed = False
         self._connection: ConnectionInterface | None = None
         self._wire: Wire | None = None
@@ -102,7 +105,7 @@ class Link:
         Args:
             expected: how many commands that are.
             meanwhile: called while the server is at work, where the caller itself waits for its replies; must not
-                raise.
+                raise. What is asked with it is looked for before its thread sleeps for it.
         """
         request = _Request(packed, expected)
         deadline = monotonic() + (self._timeout if timeout is None else timeout)
@@ -162,6 +165,7 @@ class Link:
                     if meanwhile is not None:
                         meanwhile()
                         meanwhile = None
+                        self._look()
                 if not self._read(deadline):
                     break
         except QuantumBusError as error:
@@ -194,6 +198,13 @@ class Link:
         for request in taken:
             request.written_at = now
         wire.write(b"".join([request.packed for request in taken]))
+
+    def _look(self) -> None:
+        """Look for the reply to what was just written, before this thread sleeps for it; not where others wait, too."""
+        with self._lock:
+            wire, alone = self._wire, len(self._written) == 1 and not self._waiting
+        if wire is not None and alone and (seconds := self._busy_poll.seconds()):
+            self._busy_poll.ended(came=wire.look(perf_counter() + seconds))
 
     def _read(self, deadline: float) -> bool:
         """Read the next reply, and what has come with it; whether it came before ``deadline``."""

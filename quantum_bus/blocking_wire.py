@@ -5,8 +5,9 @@ One thread at a time writes and reads; any may close the connection meanwhile.
 
 from __future__ import annotations
 
+import os
 import socket
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -28,6 +29,13 @@ class Wire(Protocol):
 
     def write(self, packed: bytes) -> None:
         """Send commands."""
+
+    def look(self, until: float) -> bool:
+        """Look for bytes, again and again, without sleeping for them: whether some came, or cannot be looked for.
+
+        Args:
+            until: when to stop, as ``perf_counter`` has it.
+        """
 
     def read(self, patience: float, replies: list[Reply], most: int) -> None:
         """Append the next reply, and of those that have come with it as many as make ``most``.
@@ -68,6 +76,8 @@ class SocketWire:
             protocolError=InvalidResponse, replyError=parser.parse_error, notEnoughData=_MISSING
         )
         self._buffer = bytearray(_BUFFER_BYTES)
+        self._buffers = [self._buffer]
+        self._shows = type(sock) is socket.socket  # TLS's bytes are not what comes out of it
         self._usual = sock.gettimeout() or DEFAULT_REPLY_TIMEOUT
         self._set(self._usual)
 
@@ -101,6 +111,25 @@ class SocketWire:
         self._parser.handle_push_response(reply)
         return True
 
+    def look(self, until: float) -> bool:
+        """Look for bytes. A socket with a timeout is one that does not block, beneath Python's own wait."""
+        if not self._shows:
+            return True
+        while True:
+            try:
+                size = os.readv(self._socket.fileno(), self._buffers)
+            except BlockingIOError:
+                if perf_counter() >= until:
+                    return False
+            else:
+                self._came(size)
+                return True
+
+    def _came(self, size: int) -> None:
+        if not size:
+            raise RedisConnectionError("Connection closed by server.")
+        self._reader.feed(self._buffer, 0, size)  # type: ignore[arg-type]  # its stub knows no bytearray
+
     def _receive(self, patience: float) -> None:
         until = monotonic() + patience
         # Setting a socket's timeout is a system call: the one it has will do if it is not far from what is wanted.
@@ -115,9 +144,7 @@ class SocketWire:
                     raise driver.TIMEOUT_ERROR("Timeout reading from socket") from error
                 self._set(left)
                 continue
-            if not size:
-                raise RedisConnectionError("Connection closed by server.")
-            self._reader.feed(self._buffer, 0, size)  # type: ignore[arg-type]  # its stub knows no bytearray
+            self._came(size)
             return
 
 
@@ -130,6 +157,10 @@ class DriverWire:
     def write(self, packed: bytes) -> None:
         """Send commands."""
         self._connection.send_packed_command([packed], check_health=False)
+
+    def look(self, until: float) -> bool:  # noqa: ARG002 - redis-py has no way
+        """It cannot be looked for."""
+        return True
 
     def read(self, patience: float, replies: list[Reply], most: int) -> None:  # noqa: ARG002 - it cannot tell what has come
         """Append the next reply."""

@@ -32,6 +32,9 @@ class CircuitState(enum.Enum):
     OPEN = 2
 
 
+_CLOSED: Final = CircuitState.CLOSED
+
+
 class Circuit:
     """What one subscriber may do now.
 
@@ -69,6 +72,11 @@ class Circuit:
     def rests(self) -> bool:
         """Whether nothing may run for now, not even a probe: others may have what waits here."""
         return self.paused or (self.state is CircuitState.OPEN and self._clock() < self._probe_at)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether everything may run."""
+        return self.state is _CLOSED and not self.paused
 
     def lets_run(self) -> bool:
         """Whether a handler run may begin."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import UUID
 
 import redis.asyncio as redis
@@ -55,6 +55,9 @@ Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 ``batch`` a list of them) around each handler run; goes on with ``return await call_next(message_or_event)``."""
 
 
+_CLOSED: Final = State.CLOSED
+
+
 class EventBus:
     """An event bus on Redis Streams.
 
@@ -86,6 +89,8 @@ class EventBus:
         block: seconds an idle read waits at the server before it is sent again.
         backoff_initial: longest first pause before Redis is tried again, seconds; doubled each time.
         backoff_maximum: longest of these pauses, seconds.
+        busy_poll: seconds for which a publish that is alone looks for its reply, again and again, before the process
+            sleeps for it; 0 sleeps at once. Where replies come later, it soon does without.
         completed: completion records to keep for each stream, about; each write of outcomes makes one. 0 keeps none.
         keep: handled messages to leave readable in each stream that this bus consumes, about; what is older is freed
             once every group has handled it. None frees nothing, 0 keeps none.
@@ -115,6 +120,7 @@ class EventBus:
         block: float = options.DEFAULT_BLOCK,
         backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
         backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
+        busy_poll: float = options.DEFAULT_BUSY_POLL,
         completed: int = options.DEFAULT_COMPLETED,
         keep: int | None = options.DEFAULT_KEEP,
         cap: int = options.DEFAULT_CAP,
@@ -135,6 +141,7 @@ class EventBus:
             block=block,
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
+            busy_poll=busy_poll,
             completed=completed,
             keep=keep,
             cap=cap,
@@ -689,7 +696,7 @@ class EventBus:
 
     def _open(self) -> Publisher:
         """The publisher; made on first use, because connections belong to the running loop."""
-        if self._publisher is not None and self._state in (State.NEW, State.RUNNING, State.STOPPING):
+        if self._publisher is not None and self._state is not _CLOSED:
             if self._loop is not asyncio.get_running_loop():
                 raise ConfigurationError(
                     "this bus belongs to another event loop; make one for each loop, or use bus.from_thread in threads"
@@ -715,7 +722,12 @@ class EventBus:
 
     def _new_link(self) -> Link:
         assert self._client is not None
-        return Link(self._client.connection_pool, timeout=self.config.reply_timeout, where=self._where)
+        return Link(
+            self._client.connection_pool,
+            timeout=self.config.reply_timeout,
+            where=self._where,
+            busy_poll=self.config.busy_poll,
+        )
 
     @property
     def _where(self) -> str:

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 from . import delivery
 from .delivery import Outcome
 from .inbox import Held
-from .message import Message
-from .run import Run
 
 
 class Settler(Protocol):
@@ -26,27 +24,18 @@ class ByHand:
     def __init__(self, consumer: Settler) -> None:
         self._consumer = consumer
         self._loop = asyncio.get_running_loop()
-        self._held: dict[Message, Held] = {}
 
-    def began(self, run: Run) -> None:
-        self._held.update(zip(run.messages, run.held, strict=True))
+    def ack(self, held: Held) -> Any:
+        return self._carry(lambda: self._consumer.post_by_hand(held, delivery.ACK))
 
-    def ended(self, run: Run) -> None:
-        for message in run.messages:
-            message.close()
-            self._held.pop(message, None)
-
-    def ack(self, message: Message) -> Any:
-        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], delivery.ACK))
-
-    def nack(self, message: Message) -> Any:  # noqa: ARG002 - the run's end reads it off the message
+    def nack(self, held: Held) -> Any:  # noqa: ARG002 - the run's end reads it off the message
         return self._carry(lambda: asyncio.sleep(0))
 
-    def term(self, message: Message, reason: str) -> Any:
-        return self._carry(lambda: self._consumer.post_by_hand(self._held[message], delivery.after_term(reason)))
+    def term(self, held: Held, reason: str) -> Any:
+        return self._carry(lambda: self._consumer.post_by_hand(held, delivery.after_term(reason)))
 
-    def in_progress(self, message: Message) -> Any:
-        return self._carry(lambda: self._consumer.keep_by_hand(self._held[message]))
+    def in_progress(self, held: Held) -> Any:
+        return self._carry(lambda: self._consumer.keep_by_hand(held))
 
     def _carry(self, call: Callable[[], Coroutine[Any, Any, None]]) -> Any:
         try:

@@ -63,6 +63,9 @@ _FIELD_TRACESTATE: Final = names.FIELD_TRACESTATE.encode()
 _FIELD_SERVICE: Final = names.FIELD_SERVICE.encode()
 _FIELD_TS: Final = names.FIELD_TS.encode()
 _EMPTY: Final = b""
+_parse_json: Final = msgspec.json.Decoder().decode
+# How deep arrays and objects may be nested: as deep as orjson reads.
+MOST_LEVELS: Final = 1024
 # An entry as the bus writes it, of which nothing more is said.
 _USUAL_FIELDS: Final = [
     _FIELD_VERSION, _FIELD_DATA, _FIELD_EVENT, _FIELD_MESSAGE_ID, _FIELD_CORRELATION_ID, _FIELD_TRACEPARENT,
@@ -129,12 +132,10 @@ class Outgoing(NamedTuple):  # made in a third of the time of a frozen dataclass
 
 def new_message_id() -> str:
     """A UUID version 7 (RFC 9562): unique, and sorted by the millisecond it was made in."""
-    millis = time.time_ns() // 1_000_000
-    bits = propagation.random_bits(74)
-    return (
-        f"{millis >> 16 & 0xFFFF_FFFF:08x}-{millis & 0xFFFF:04x}-7{bits >> 62:03x}-"
-        f"{0b10 << 14 | bits >> 48 & 0x3FFF:04x}-{bits & 0xFFFF_FFFF_FFFF:012x}"
-    )
+    millis, random = time.time_ns() // 1_000_000, propagation.random_bits
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - as for a traceparent
+        millis >> 16 & 0xFFFF_FFFF, millis & 0xFFFF, random(12), 0x8000 | random(14), random(48)
+    )  # fmt: skip
 
 
 def timestamp(seconds: float | None = None) -> str:
@@ -381,10 +382,10 @@ def decode(entry: Entry, *, sampled: bool = True) -> Incoming:
 def _decode_plain(entry: Entry) -> Incoming | None:
     """An entry as a bus writes it, with nothing missing, added or malformed; None for any other.
 
-    It is what :func:`_decode_any` says of it, in a third of the time (3.5 instead of 12 µs).
+    It is what :func:`_decode_any` says of it, in less than half of the time (3 instead of 8 µs).
     """
     fields = entry.fields
-    others: dict[bytes, bytes] = {}
+    others: dict[bytes, bytes] | None = None
     state = _EMPTY
     try:
         if fields[::2] == _USUAL_FIELDS:  # a look at the order saves 1 µs
@@ -398,23 +399,30 @@ def _decode_plain(entry: Entry) -> Incoming | None:
             event, service, ts, state = (others.pop(name, _EMPTY) for name in _OTHER_FIELDS)
         if version != _VERSION:
             return None
-        data = orjson.loads(raw)
+        data = parse_json(raw)
         context = propagation.parse_context(traceparent.decode(), state.decode())
         own_id, flow_id = message_id.decode(), correlation_id.decode()
         event_name, sender, sent_at = event.decode() or None, service.decode() or None, ts.decode() or None
-        texts = {name.decode(): value.decode() for name, value in others.items()} if others else {}
+        texts = {name.decode(): value.decode() for name, value in others.items()} if others else None
     except (KeyError, ValueError):  # what is no text and what is no JSON are ValueErrors, too
         return None
-    if context is None or not _bounded(own_id) or not propagation.valid_correlation_id(flow_id):
+    if context is None or not _bounded(own_id):
         return None
-    key = texts.pop(names.FIELD_KEY, None)
-    causation_id = texts.pop(names.FIELD_CAUSATION_ID, None)
-    baggage = texts.pop(names.FIELD_BAGGAGE, None)
+    # most flows have their trace's id, which is looked at already
+    if traceparent[:35] != b"00-" + correlation_id and not propagation.valid_correlation_id(flow_id):
+        return None
+    key: str | None = None
+    causation_id: str | None = None
+    baggage = propagation.NO_BAGGAGE
     headers: dict[str, str] = {}
-    for name, value in texts.items():
-        if not name.startswith(names.HEADER_PREFIX):
-            return None
-        headers[name.removeprefix(names.HEADER_PREFIX)] = value
+    if texts:
+        key = texts.pop(names.FIELD_KEY, None)
+        causation_id = _bounded(texts.pop(names.FIELD_CAUSATION_ID, None))
+        baggage = propagation.with_baggage(texts.pop(names.FIELD_BAGGAGE, None))
+        for name, value in texts.items():
+            if not name.startswith(names.HEADER_PREFIX):
+                return None
+            headers[name.removeprefix(names.HEADER_PREFIX)] = value
     return Incoming(
         entry.stream,
         entry.id,
@@ -424,15 +432,29 @@ def _decode_plain(entry: Entry) -> Incoming | None:
         key,
         own_id,
         flow_id,
-        _bounded(causation_id),
+        causation_id,
         sender,
         sent_at,
         headers,
         context,
-        propagation.with_baggage(baggage),
+        baggage,
         {},
         False,
     )
+
+
+def parse_json(raw: bytes) -> Any:
+    """A JSON value, integers of any size exact.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than 1,024 levels.
+    """
+    if len(raw) > 2 * MOST_LEVELS and raw.count(b"[") + raw.count(b"{") > MOST_LEVELS:
+        orjson.loads(raw)  # the other one goes as deep as Python does, which differs from version to version
+    try:
+        return _parse_json(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return orjson.loads(raw)  # goes as deep as it may, and says best what is wrong
 
 
 def _decode_any(entry: Entry, *, sampled: bool) -> Incoming:
@@ -529,7 +551,7 @@ def _payload(fields: Sequence[bytes], version: str) -> tuple[Any, bytes, str | N
     if raw is None:
         return None, b"", names.REASON_UNDECODABLE, f"the entry has no field {names.FIELD_DATA!r}"
     try:
-        return orjson.loads(raw), raw, None, None
+        return parse_json(raw), raw, None, None
     except orjson.JSONDecodeError as error:
         return None, raw, names.REASON_UNDECODABLE, f"field {names.FIELD_DATA!r} is not JSON: {error}"
 
@@ -540,7 +562,7 @@ def _foreign_payload(fields: Sequence[bytes], texts: Mapping[str, str]) -> tuple
         if raw is None:
             continue
         try:
-            return orjson.loads(raw), raw
+            return parse_json(raw), raw
         except orjson.JSONDecodeError:
             break
     # Without what dead-lettering and replay added, which was not the producer's.

@@ -3,7 +3,8 @@
 A parameter annotated :class:`~quantum_bus.Message` gets the message, the other one the payload as its annotation
 says: ``dict``, any JSON value, a dataclass, a ``TypedDict``, a pydantic model. With ``batch`` above 1 both are lists.
 
-Conversion is msgspec's, from the payload's bytes, and pydantic's for what is pydantic's.
+Conversion is msgspec's, from the payload's bytes, and pydantic's for what is pydantic's. What is to be a ``dict`` is
+parsed already.
 """
 
 from __future__ import annotations
@@ -180,6 +181,8 @@ def _converter(annotation: Any, parameter: str) -> Convert:
         if "pydantic" in sys.modules:  # such as a list of pydantic models
             return _pydantic(annotation, parameter)
         raise ConfigurationError(f"{wrong}: nothing is known of {foreign.__qualname__}; {right}")
+    if annotation in (dict, dict[str, Any]):
+        return lambda incoming: data if type(data := incoming.data) is dict else decode(incoming.raw)
     return lambda incoming: decode(incoming.raw)
 
 

@@ -11,9 +11,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from opentelemetry import context as otel_context
-from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, NonRecordingSpan, SpanContext, SpanKind
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, SpanKind
 
 from . import names, propagation, tally
 from .config import TraceMode
@@ -23,7 +21,7 @@ from .spans import Attributes, record_failure
 from .tally import Count
 from .telemetry import Telemetry
 
-_NO_PARENT: Final = Context()
+_CONSUMER: Final = SpanKind.CONSUMER
 
 
 class _Prepared(NamedTuple):
@@ -133,31 +131,30 @@ class Handling:
         correlation_id: str | None = first.correlation_id
         above = INVALID_SPAN_CONTEXT
         if handlings.batch:
-            links = [Link(item.context) for item in incoming]
+            linked = [item.context for item in incoming]
             attributes[names.ATTR_BATCH_COUNT] = len(incoming)
-            parent = _NO_PARENT
+            around = propagation.NO_BAGGAGE
             for item in incoming:
                 if item.correlation_id != correlation_id:
                     correlation_id = None
                     break
         else:
-            links = [Link(first.context)]
+            linked = [first.context]
             attributes[names.ATTR_MESSAGE_ID] = first.message_id
             attributes[names.ATTR_ENTRY_ID] = first.id
             attributes[names.ATTR_BODY_SIZE] = len(first.raw)
             attributes[names.ATTR_ATTEMPT] = attempt
             if first.event is not None:
                 attributes[names.ATTR_EVENT] = first.event
-            parent = first.baggage
+            around = first.baggage
             if handlings.continues:
                 above = first.context
-                parent = propagation.with_span(NonRecordingSpan(above), parent)
         if previous:
-            links += [Link(context) for context in previous]
+            linked += previous
         if correlation_id is not None:
             attributes[names.ATTR_CONVERSATION_ID] = correlation_id
         self._started = perf_counter()
-        begun = handlings.telemetry.spans.begin(prepared.name, parent, above, SpanKind.CONSUMER, attributes, links)
+        begun = handlings.telemetry.spans.begin(prepared.name, around, above, _CONSUMER, attributes, linked)
         context = begun.context
         if context.is_valid:
             span = begun.span()
@@ -166,7 +163,7 @@ class Handling:
             span = NonRecordingSpan(context)
         self._begun = begun
         self.span_context = context
-        self._context = propagation.with_span(span, parent)
+        self._context = propagation.with_span(span, around)
         # what a batch of several flows logs and publishes is a flow of its own
         self._correlation_id = correlation_id or f"{context.trace_id:032x}"
         self._causation_id = first.message_id if len(incoming) == 1 else None
@@ -178,7 +175,7 @@ class Handling:
 
     def __enter__(self) -> Self:
         self._handlings.moved(self._incoming[0].stream, len(self._incoming))
-        self._token = otel_context.attach(self._context)
+        self._token = propagation.enter_context(self._context)
         self._scope = propagation.enter_message(self._correlation_id, self._causation_id)
         return self
 
@@ -187,19 +184,19 @@ class Handling:
     ) -> None:
         elapsed = perf_counter() - self._started
         propagation.leave_message(self._scope)
-        otel_context.detach(self._token)
+        propagation.leave_context(self._token)
         if error is not None:
             self._error = Failure.of(error)
             self._outcome = names.OUTCOME_ABANDONED
-        telemetry, span = self._handlings.telemetry, self._begun.span()
+        telemetry, begun = self._handlings.telemetry, self._begun
         count = len(self._incoming)
         _, attributes, _, consumed = self._prepared
         if self._error is not None:
             attributes = attributes | {names.ATTR_ERROR_TYPE: self._error.error_type}
             consumed = telemetry.consumed.of(attributes)
-            record_failure(span, self._error)
-        self._begun.put(names.ATTR_OUTCOME, self._outcome)
+            record_failure(begun.span(), self._error)
+        begun.put(names.ATTR_OUTCOME, self._outcome)
         telemetry.process_duration.record(elapsed, attributes, propagation.read_context())
         consumed.add(count)
         self._handlings.moved(self._incoming[0].stream, -count)
-        span.end()
+        begun.end()

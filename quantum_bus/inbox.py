@@ -176,8 +176,9 @@ class Inbox:
 
     def take(self, held: Held) -> None:
         """A message was read, and may be handled."""
-        self._held[held.key] = held
-        (self._suspects if held.is_suspect else self._ready).append(held)
+        # `key` and `is_suspect` spelled out, here and in `release`: calling them is 1.5 % of a batched message.
+        self._held[held.source, held.source_id] = held
+        (self._suspects if held.unsettled and held.is_suspect else self._ready).append(held)
 
     def hold(self, held: Held) -> None:
         """A message was read that no handler will see: it is settled right away."""
@@ -221,14 +222,15 @@ class Inbox:
             self._settling += 1
         return held
 
-    def settling(self) -> None:
-        """A message's outcome is decided and on its way; it takes up no room any more."""
-        self._settling += 1
+    def settling(self, number: int = 1) -> None:
+        """So many messages' outcomes are decided and on their way; they take up no room any more."""
+        self._settling += number
 
     def release(self, held: Held, again: float | None = None) -> None:  # noqa: ARG002 - see lanes.Lanes.release
         """A settling message's outcome has reached Redis."""
-        if self._held.get(held.key) is held:
-            del self._held[held.key]
+        key = (held.source, held.source_id)
+        if self._held.get(key) is held:
+            del self._held[key]
             self._settling -= 1
 
     def drop(self, held: Held) -> None:

@@ -172,8 +172,8 @@ class Lanes:
             held.put_back()
         return held
 
-    def settling(self) -> None:
-        """A message's outcome is decided and on its way: its lane waits for it."""
+    def settling(self, number: int = 1) -> None:
+        """So many messages' outcomes are decided and on their way: their lanes wait for them."""
 
     def release(self, held: Held, again: float | None = None) -> None:
         """A message's outcome has reached Redis; where ``again`` is given, it is to run again after so many seconds."""

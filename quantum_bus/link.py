@@ -16,12 +16,14 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from . import driver, streams, wire
+from .busy_poll import BusyPoll
 from .errors import ConnectionLost, QuantumBusError
 from .streams import Command
 
@@ -61,9 +63,10 @@ class Link:
         timeout: seconds that a request may take once it is written and those before it are answered, where it does not
             say otherwise.
         where: the server's address, for error texts.
+        busy_poll: seconds for which :meth:`look` looks.
     """
 
-    def __init__(self, pool: Any, *, timeout: float, where: str) -> None:
+    def __init__(self, pool: Any, *, timeout: float, where: str, busy_poll: float = 0.0) -> None:
         self._pool = pool
         self._timeout = timeout
         self._where = where
@@ -75,6 +78,9 @@ class Link:
         self._written: deque[_Request] = deque()
         self._unanswered = 0
         self._unnoticed: ConnectionLost | None = None  # of a connection that broke while nobody used it
+        self._busy_poll = BusyPoll(busy_poll)
+        self._looked_for: _Request | None = None
+        self._look_until = 0.0
         self._flushing = False
         self._progress = 0.0  # when the request at the head of what is written got there
         self._timer: asyncio.TimerHandle | None = None
@@ -158,6 +164,31 @@ class Link:
             else:  # nothing is under way that others would ride with
                 self._flush()
         return future
+
+    def look(self) -> None:
+        """Look for the reply to what was just written, for a moment, before the event loop may sleep for it.
+
+        For who has nothing else to do. All that the loop has to do goes on meanwhile.
+        """
+        if self._looked_for is None and self._written:
+            seconds = self._busy_poll.seconds()
+            if seconds:
+                assert self._loop is not None
+                self._looked_for = self._written[-1]
+                self._look_until = perf_counter() + seconds
+                self._loop.call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        """With something to call at once, the event loop asks for what has come, and does not wait for it."""
+        looked_for = self._looked_for
+        assert looked_for is not None
+        came = looked_for.future.done()
+        if not came and perf_counter() < self._look_until:
+            assert self._loop is not None
+            self._loop.call_soon(self._look_again)
+            return
+        self._looked_for = None
+        self._busy_poll.ended(came=came)
 
     @property
     def alone(self) -> bool:

@@ -11,12 +11,15 @@ from .propagation import format_traceparent
 
 
 class Settlement(Protocol):
-    """How a message reaches Redis again: asyncio's consumer awaits, the threads' blocks."""
+    """How a message reaches Redis again: asyncio's consumer awaits, the threads' blocks.
 
-    def ack(self, message: Message) -> Any: ...
-    def nack(self, message: Message) -> Any: ...
-    def term(self, message: Message, reason: str) -> Any: ...
-    def in_progress(self, message: Message) -> Any: ...
+    ``held`` is what the consumer knows the message by.
+    """
+
+    def ack(self, held: Any) -> Any: ...
+    def nack(self, held: Any) -> Any: ...
+    def term(self, held: Any, reason: str) -> Any: ...
+    def in_progress(self, held: Any) -> Any: ...
 
 
 class Message:
@@ -34,10 +37,13 @@ class Message:
         term_reason: what ``term`` was given.
     """
 
-    __slots__ = ("_incoming", "_settled", "_settlement", "attempt", "group", "retry_delay", "term_reason")
+    __slots__ = ("_held", "_incoming", "_settled", "_settlement", "attempt", "group", "retry_delay", "term_reason")
 
-    def __init__(self, incoming: Incoming, *, group: str, attempt: int, settlement: Settlement) -> None:
+    def __init__(
+        self, incoming: Incoming, *, group: str, attempt: int, settlement: Settlement, held: object = None
+    ) -> None:
         self._incoming = incoming
+        self._held = held
         self._settlement = settlement
         self._settled: str | None = None
         self.retry_delay: float | None = None
@@ -72,7 +78,10 @@ class Message:
 
     @property
     def data(self) -> Any:
-        """The payload as JSON value."""
+        """The payload as JSON value, integers of any size exact.
+
+        Where the handler takes its payload as ``dict``, or without an annotation, it is the same object.
+        """
         return self._incoming.data
 
     @property
@@ -140,7 +149,7 @@ class Message:
             ConnectionLost: Redis did not answer; the message may come again.
         """
         self._settle("ack")
-        return self._settlement.ack(self)  # type: ignore[no-any-return]  # blocking in a def handler
+        return self._settlement.ack(self._held)  # type: ignore[no-any-return]  # blocking in a def handler
 
     def nack(self, delay: float | None = None) -> Awaitable[None]:
         """Have the handler run again, ``delay`` seconds from now (default: as the subscriber's ``retry`` says).
@@ -156,7 +165,7 @@ class Message:
                 raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
         self._settle("nack")
         self.retry_delay = delay
-        return self._settlement.nack(self)  # type: ignore[no-any-return]
+        return self._settlement.nack(self._held)  # type: ignore[no-any-return]
 
     def term(self, reason: str) -> Awaitable[None]:
         """Move the message to the dead-letter stream with this reason.
@@ -169,7 +178,7 @@ class Message:
             raise ConfigurationError(f"reason={reason!r}: give a str")
         self._settle("term")
         self.term_reason = reason
-        return self._settlement.term(self, reason)  # type: ignore[no-any-return]
+        return self._settlement.term(self._held, reason)  # type: ignore[no-any-return]
 
     def in_progress(self) -> Awaitable[None]:
         """Renew the lease: the handler is alive and needs longer.
@@ -180,7 +189,7 @@ class Message:
         """
         if self._settled is not None:
             raise MessageAlreadySettled(f"message {self.id} of {self.stream} is settled: {self._settled} was called")
-        return self._settlement.in_progress(self)  # type: ignore[no-any-return]
+        return self._settlement.in_progress(self._held)  # type: ignore[no-any-return]
 
     def _settle(self, how: str) -> None:
         if self._settled is not None:

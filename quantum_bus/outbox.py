@@ -7,7 +7,7 @@ guards an outbox that threads share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -19,13 +19,20 @@ from . import delivery, driver, names, streams
 from .backoff import Backoff
 from .config import BusConfig
 from .delivery import Ack, Again, Bury, Outcome, Wait
-from .envelope import timestamp
+from .envelope import Incoming, timestamp
 from .inbox import Held
 from .propagation import format_traceparent
 from .streams import Command, Keys
 from .telemetry import Telemetry
 
 ACKS_TOGETHER: Final = 500
+
+_MESSAGE_ID: Final = names.RECORD_MESSAGE_ID
+_CORRELATION_ID: Final = names.RECORD_CORRELATION_ID
+_OF_RUN: Final = (
+    f',"{names.RECORD_STARTED}":%b,"{names.RECORD_DURATION}":%.6f,'
+    f'"{names.RECORD_ATTEMPT}":%d,"{names.RECORD_OUTCOME}":"%b"}}'
+).encode()
 
 DONE: Final = "done"
 LOST: Final = "lost"
@@ -120,11 +127,12 @@ class Outbox:
         self._idempotent = idempotent
         self._ordered = ordered
         self._letters: list[Letter] = []
+        self._later: list[Letter] = []  # what was refused, and has a time to wait for
         self._written: list[list[Letter]] = []
         self._refused: set[tuple[str, type]] = set()  # what has been said to be refused, and has not gone since
 
     def __len__(self) -> int:
-        return len(self._letters) + sum(map(len, self._written))
+        return len(self._letters) + len(self._later) + sum(map(len, self._written))
 
     def post(self, held: Held, outcome: Outcome, settled: Callable[[str], None] | None = None) -> None:
         """Have an outcome written, if the message is still owned."""
@@ -132,18 +140,32 @@ class Outbox:
             held.first_failed_at = held.first_failed_at or timestamp()
         self._letters.append(Letter(held, outcome, settled))
 
+    def post_run(self, outcomes: Iterable[tuple[Held, Outcome | None]]) -> int:
+        """Have a run's outcomes written, but for None: those that were settled by hand. How many there are."""
+        before = len(self._letters)
+        for held, outcome in outcomes:
+            if outcome is delivery.ACK:
+                self._letters.append(Letter(held, outcome))
+            elif outcome is not None:
+                self.post(held, outcome)
+        return len(self._letters) - before
+
     def pause(self) -> float | None:
         """Seconds until something is due; 0 for now, None while there is nothing."""
-        if not self._letters:
+        if self._letters:
+            return 0.0
+        if not self._later:
             return None
-        return max(0.0, min(letter.due for letter in self._letters) - self._clock())
+        return max(0.0, min(letter.due for letter in self._later) - self._clock())
 
     def take(self) -> Sequence[Command]:
         """The commands that are due. Their replies, or their failure, must be told before the next."""
-        now = self._clock()
-        self._letters += (letter for letters in self._written for letter in letters)  # never told of: written again
-        due = [letter for letter in self._letters if letter.due <= now]
-        self._letters = [letter for letter in self._letters if letter.due > now]
+        due, self._letters = self._letters, []
+        if self._later:
+            now = self._clock()
+            due = [letter for letter in self._later if letter.due <= now] + due
+            self._later = [letter for letter in self._later if letter.due > now]
+        due += (letter for letters in self._written for letter in letters)  # never told of: written again
         acks: dict[str, list[Letter]] = {}
         commands: list[Command] = []
         self._written = []
@@ -205,14 +227,20 @@ class Outbox:
         for letter in letters:
             letter.backoff = backoff
             letter.due = due
-        self._letters += letters
+        self._later += letters
 
     def _acks(self, letters: Sequence[Letter]) -> Command:
         first = letters[0].held
         arguments: list[str | bytes] = []
+        told: tuple[float, float, int] | None = None
+        of_run = b""
         for letter in letters:
             held = letter.held
-            arguments += (held.source_id, held.incoming.id, completion_record(held, names.OUTCOME_ACK))
+            incoming = held.incoming
+            run = (held.started, held.duration, held.attempt)
+            if run != told:  # a batch's messages share it
+                told, of_run = run, _record_of_run(held, names.OUTCOME_ACK)
+            arguments += (held.source_id, incoming.id, _record_of_message(incoming) + of_run)
         keys = self._keys[first.incoming.stream]
         return streams.ACK.call(
             [first.source, keys.completed, *self._marks(keys, letters)],
@@ -274,21 +302,23 @@ def _kind(letter: Letter) -> tuple[str, type]:
 
 
 @lru_cache(maxsize=8)
-def _started(seconds: float) -> str:
+def _started(seconds: float) -> bytes:
     """Runs that begin together have one time, which takes 2 µs to write."""
-    return timestamp(seconds)
+    return orjson.dumps(timestamp(seconds))
 
 
 def completion_record(held: Held, outcome: str) -> bytes:
     """What ``quantum-bus trace`` knows of a handling; ``outcome`` is one of ``names.OUTCOME_*``."""
-    incoming = held.incoming
-    return orjson.dumps(
-        {
-            names.RECORD_MESSAGE_ID: incoming.message_id,
-            names.RECORD_CORRELATION_ID: incoming.correlation_id,
-            names.RECORD_STARTED: _started(held.started) if held.started else None,
-            names.RECORD_DURATION: round(held.duration, 6),
-            names.RECORD_ATTEMPT: held.attempt,
-            names.RECORD_OUTCOME: outcome,
-        }
-    )
+    return _record_of_message(held.incoming) + _record_of_run(held, outcome)
+
+
+def _record_of_message(incoming: Incoming) -> bytes:
+    """A record's beginning."""
+    ids = {_MESSAGE_ID: incoming.message_id, _CORRELATION_ID: incoming.correlation_id}
+    return orjson.dumps(ids)[:-1]
+
+
+def _record_of_run(held: Held, outcome: str) -> bytes:
+    """The rest of a record; in two thirds of the time that it takes as a dict."""
+    started = _started(held.started) if held.started else b"null"
+    return _OF_RUN % (started, held.duration, held.attempt, outcome.encode())

@@ -21,9 +21,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token, copy_context
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from random import Random
-from typing import Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -37,6 +37,7 @@ from . import names
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Limits: W3C Trace Context 3.3.1 (32 members; at least 512 characters), W3C Baggage 3.3.2 (64 members, 8192 bytes).
 MAX_TRACESTATE_MEMBERS: Final = 32
@@ -50,8 +51,10 @@ NOT_SAMPLED: Final = TraceFlags(TraceFlags.DEFAULT)
 EMPTY_TRACESTATE: Final = TraceState()
 FLAGS: Final = tuple(TraceFlags(number) for number in range(4))
 """By their bits: those that W3C level 2 defines, sampled and random."""
-_NO_BAGGAGE: Final = Context()
-_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NO_BAGGAGE)))
+_FLAGS_AS_SENT: Final = {"%02x" % number: FLAGS[number & 0x03] for number in range(256)}  # noqa: UP031 - as below
+NO_BAGGAGE: Final = Context()
+"""Nor a span."""
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, NO_BAGGAGE)))
 
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _TRACEPARENT_00: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
@@ -85,16 +88,28 @@ _causation_id: ContextVar[str | None] = ContextVar("quantum_bus_causation_id", d
 _RECEIVED_BAGGAGE: Final = create_key("quantum_bus.received_baggage")
 
 
-def _context_reader() -> Callable[[], Context]:
+def _context_access() -> tuple[Callable[[], Context], Callable[[Context], Any], Callable[[Any], None]]:
     runtime = getattr(otel_context, "_RUNTIME_CONTEXT", None)
     variable = getattr(runtime, "_current_context", None)
-    if isinstance(variable, ContextVar) and type(runtime).__name__ == "ContextVarsRuntimeContext":
-        return variable.get
-    return otel_context.get_current
+    if not isinstance(variable, ContextVar) or type(runtime).__name__ != "ContextVarsRuntimeContext":
+        return otel_context.get_current, otel_context.attach, otel_context.detach
+    return variable.get, variable.set, partial(_reset, variable)
 
 
-read_context: Final = _context_reader()
-"""OpenTelemetry's current context, as ``get_current`` says: less two calls that only read a variable."""
+def _reset(variable: ContextVar[T], token: Token[T]) -> None:
+    """Put a variable's former value back, where the block is left in the context it was entered in.
+
+    Frameworks run the two halves of a generator (a dependency, a fixture) in two copies of one context, and a forgotten
+    async generator is closed in anyone's. What was set ends with the first context; the other's is not ours to touch.
+    """
+    try:  # noqa: SIM105 - a context manager takes four times as long, of each handling
+        variable.reset(token)
+    except ValueError:  # "Token was created in a different Context"
+        pass
+
+
+read_context, enter_context, leave_context = _context_access()
+"""OpenTelemetry's ``get_current``, ``attach`` and ``detach``: less the calls that only lead to its variable."""
 
 read_correlation_id: Final = _correlation_id.get
 """As :func:`get_correlation_id`, for who asks for each record or message: a twentieth of a microsecond less."""
@@ -172,18 +187,6 @@ def correlation_scope(correlation_id: str | UUID | None = None) -> Iterator[str]
         yield effective
     finally:
         _reset(_correlation_id, token)
-
-
-def _reset(variable: ContextVar[str | None], token: Token[str | None]) -> None:
-    """Put a variable's former value back, where the block is left in the context it was entered in.
-
-    Frameworks run the two halves of a generator (a dependency, a fixture) in two copies of one context, and a forgotten
-    async generator is closed in anyone's. What was set ends with the first context; the other's is not ours to touch.
-    """
-    try:  # noqa: SIM105 - a context manager takes four times as long, of each handling
-        variable.reset(token)
-    except ValueError:  # "Token was created in a different Context"
-        pass
 
 
 Scope = tuple[Token[str | None], Token[str | None]]
@@ -274,6 +277,19 @@ def with_span(span: trace.Span, context: Context) -> Context:
     return Context({**context, _SPAN_KEY: span})
 
 
+def span_context(context: Context) -> SpanContext:
+    """Of the span that is current in a context; as through ``get_current_span``, in half of the time (0.15 µs)."""
+    span: Any = context.get(_SPAN_KEY)
+    return trace.INVALID_SPAN_CONTEXT if span is None else cast("SpanContext", span.get_span_context())
+
+
+def continuing(parent: SpanContext, context: Context) -> Context:
+    """A context in which ``parent`` is current, where it is valid: this one, if it is so already."""
+    if not parent.is_valid or span_context(context) == parent:
+        return context
+    return with_span(trace.NonRecordingSpan(parent), context)
+
+
 def child_of(parent: SpanContext) -> SpanContext:
     """A context in the parent's trace with a span id of its own; flags and ``tracestate`` are the parent's."""
     return SpanContext(
@@ -335,7 +351,7 @@ def parse_context(traceparent: str | None, tracestate: str | None = None) -> Spa
     if not trace_number or not span_number:
         return None
     state = _parse_tracestate(tracestate) if tracestate else EMPTY_TRACESTATE
-    return valid_context(trace_number, span_number, True, FLAGS[int(flags, 16) & 0x03], state)
+    return valid_context(trace_number, span_number, True, _FLAGS_AS_SENT[flags], state)
 
 
 def _parse_tracestate(header: str) -> TraceState:
@@ -378,7 +394,7 @@ def with_baggage(header: str | None, context: Context | None = None) -> Context:
     A header over 8,192 bytes or 64 members is dropped whole; a member that is malformed, or would decode to a
     control character, is dropped alone.
     """
-    context = _NO_BAGGAGE if context is None else context
+    context = NO_BAGGAGE if context is None else context
     if not header or len(header) > MAX_BAGGAGE_LENGTH:
         return context
     members = [part.strip(" \t") for part in header.split(",")]

@@ -108,7 +108,10 @@ class Publisher:
                 correlation_id = sending.correlation_id(outgoing)
                 command = addition(outgoing, correlation_id, sending, self._config.service)
                 request = self._link.ask(streams.pack_one(command), 1, until=deadline)
-                sending.on_its_way(alone=self._link.alone)
+                alone = self._link.alone
+                sending.on_its_way(alone=alone)
+                if alone:
+                    self._link.look()
                 try:
                     (reply,) = await request
                 except (ConnectionLost, TimeoutError) as error:

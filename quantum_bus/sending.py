@@ -10,20 +10,18 @@ from typing import Final, NamedTuple, Self
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import (
-    INVALID_SPAN_CONTEXT,
     SpanContext,
     SpanKind,
     Status,
     StatusCode,
-    get_current_span,
 )
 
 from . import envelope, names, propagation, tally
 from .delivery import Failure
 from .envelope import Outgoing
-from .spans import CACHED_STREAMS, Attributes, record_failure
+from .spans import CACHED_STREAMS, Attributes, Begun, record_failure
 from .tally import Count
-from .tracing import Begun, Spans
+from .tracing import Spans
 
 _PRODUCER: Final = SpanKind.PRODUCER
 
@@ -129,7 +127,7 @@ class Sending:
         Args:
             alone: nothing else waits to be done.
         """
-        self._begun.span()
+        self._begun.started()
         if alone:
             self._sends.duration.tell(tally.WORTH_TELLING)
 
@@ -139,7 +137,7 @@ class Sending:
         outgoing = self._outgoing[0]
         # Looked up once, for the SDK too: it would ask four times. Outside of any span and baggage it is empty.
         current = self._current = propagation.read_context()
-        parent = get_current_span(current).get_span_context() if current else INVALID_SPAN_CONTEXT
+        parent = propagation.span_context(current)
         flow = outgoing.correlation_id or ("%032x" % parent.trace_id if parent.is_valid else None)  # noqa: UP031
         attributes: Attributes
         if self._many:
@@ -179,7 +177,7 @@ class Sending:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        sends, span = self._sends, self._begun.span()
+        sends, begun = self._sends, self._begun
         elapsed = perf_counter() - self._started
         _, attributes, sent = self._destination
         count = len(self._outgoing)
@@ -187,12 +185,12 @@ class Sending:
             failure = Failure.of(error)
             attributes = attributes | {names.ATTR_ERROR_TYPE: failure.error_type}
             sent = sends.sent.of(attributes)
-            record_failure(span, failure)
+            record_failure(begun.span(), failure)
         elif self.failed:
-            span.set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
+            begun.span().set_status(Status(StatusCode.ERROR, f"{self.failed} of {count} messages were not confirmed"))
             sends.sent.of(attributes | {names.ATTR_ERROR_TYPE: "PublishError"}).add(self.failed)
             count -= self.failed
         sends.duration.record(elapsed, attributes, self._current)
         if count:
             sent.add(count)
-        span.end()
+        begun.end()

@@ -106,14 +106,19 @@ async def publish_many(trial: Trial) -> Outcome:
 
 
 async def consume(trial: Trial) -> Outcome:
-    return await _consume(trial, batch=1)
+    """As many handlers at once as others read messages at once."""
+    return await _consume(trial, concurrency=BATCH)
+
+
+async def consume_by_default(trial: Trial) -> Outcome:
+    return await _consume(trial)
 
 
 async def consume_batches(trial: Trial) -> Outcome:
     return await _consume(trial, batch=BATCH)
 
 
-async def _consume(trial: Trial, *, batch: int) -> Outcome:
+async def _consume(trial: Trial, *, batch: int = 1, concurrency: int = CONCURRENCY) -> Outcome:
     streams = [f"{STREAM}:{number}" for number in range(trial.spread)]
     entries = entries_of_the_bus(trial.url)
     for stream in streams:
@@ -122,7 +127,7 @@ async def _consume(trial: Trial, *, batch: int) -> Outcome:
     async with set_up(trial) as on:
         handle = _batch_handler(tally, on.log) if batch > 1 else handler(tally, on.log)
         for stream in streams:
-            on.bus.subscriber(stream, group=GROUP, batch=batch, concurrency=CONCURRENCY)(handle)
+            on.bus.subscriber(stream, group=GROUP, batch=batch, concurrency=concurrency)(handle)
         await on.bus.start()
         await tally.all_seen.wait()
     facts = {"handled": tally.seen, "pending": sum(pending(trial.url, stream, GROUP) for stream in streams)}
@@ -185,6 +190,7 @@ if __name__ == "__main__":
             "publish-in-flight": publish_in_flight,
             "publish-many": publish_many,
             "consume": consume,
+            "consume-by-default": consume_by_default,
             "consume-batches": consume_batches,
             "latency": latency,
         }

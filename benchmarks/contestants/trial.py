@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import uvloop
 
+from quantum_bus.cli import collect_as_a_service
+
 from .observed import Level
 
 STREAM: Final = "bench:intent"
@@ -34,7 +36,7 @@ PAYLOAD: Final[dict[str, Any]] = {
 }
 IN_FLIGHT: Final = 100
 BATCH: Final = 100
-CONCURRENCY: Final = 16
+CONCURRENCY: Final = 16  # the bus's default
 # This share of a run comes before the clock starts.
 WARM_UP: Final = 0.1
 
@@ -92,6 +94,7 @@ def main(workloads: Mapping[str, Workload]) -> None:
         def run() -> Outcome:
             return uvloop.run(workload(trial)) if inspect.iscoroutinefunction(workload) else workload(trial)
 
+        collect_as_a_service()  # for everyone
         if options.profile:
             from .profiled import profiled
 

@@ -82,6 +82,8 @@ def _values(message: Incoming, name: str) -> Iterator[str]:
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, str):
         yield value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)  # of any size
     elif value is not None and not isinstance(value, (dict, list)):
         yield orjson.dumps(value).decode()
 

@@ -13,11 +13,10 @@ from time import time_ns
 from typing import Final
 
 import orjson
-from opentelemetry import trace
 from opentelemetry.context import Context as OtelContext
 
 from quantum_bus import names
-from quantum_bus.propagation import read_context, read_correlation_id, valid_correlation_id
+from quantum_bus.propagation import read_context, read_correlation_id, span_context, valid_correlation_id
 
 from .encode import Clock
 from .escape import escaped
@@ -37,6 +36,7 @@ _EVENT: Final = names.LOG_EVENT
 _CORRELATION_ID: Final = names.LOG_CORRELATION_ID
 _APPEND_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _HINT = HINT.search
+_SPAN: Final = b',"%b":"%%032x","%b":"%%016x"' % (names.LOG_TRACE_ID.encode(), names.LOG_SPAN_ID.encode())
 _TS: Final = b'{"%b":"' % names.LOG_TS.encode()
 _DIGITS: Final = tuple(b"%03d" % number for number in range(1000))  # looked up in half the time of formatting
 # What stands between two quotes and before a colon; looked ahead, so that no match hides the next.
@@ -196,15 +196,9 @@ class JsonPipeline:
 
     def _enter(self, current: OtelContext, correlation_id: object) -> tuple[bytes, bytes]:
         """Note another flow or OpenTelemetry context; contexts are immutable, so one object stands for one span."""
-        ids = trace.get_current_span(current).get_span_context()
-        flow, span = _dumps(correlation_id), b""
-        if ids.is_valid:
-            span = b',"%b":"%032x","%b":"%016x"' % (
-                names.LOG_TRACE_ID.encode(),
-                ids.trace_id,
-                names.LOG_SPAN_ID.encode(),
-                ids.span_id,
-            )
+        ids = span_context(current)
+        flow = _dumps(correlation_id)
+        span = _SPAN % (ids.trace_id, ids.span_id) if ids.is_valid else b""
         self._flow = current, correlation_id, flow, span
         return flow, span
 

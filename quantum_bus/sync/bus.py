@@ -88,6 +88,7 @@ class EventBus:
         block: float = options.DEFAULT_BLOCK,
         backoff_initial: float = options.DEFAULT_BACKOFF_INITIAL,
         backoff_maximum: float = options.DEFAULT_BACKOFF_MAXIMUM,
+        busy_poll: float = options.DEFAULT_BUSY_POLL,
         completed: int = options.DEFAULT_COMPLETED,
         keep: int | None = options.DEFAULT_KEEP,
         cap: int = options.DEFAULT_CAP,
@@ -108,6 +109,7 @@ class EventBus:
             block=block,
             backoff_initial=backoff_initial,
             backoff_maximum=backoff_maximum,
+            busy_poll=busy_poll,
             completed=completed,
             keep=keep,
             cap=cap,
@@ -485,7 +487,7 @@ class EventBus:
         return redis.Redis.from_url(self.config.url, **driver.connection_options(self.config, DriverRetry))
 
     def _new_link(self, timeout: float) -> Link:
-        return Link(self._client.connection_pool, timeout=timeout, where=self._where)
+        return Link(self._client.connection_pool, timeout=timeout, where=self._where, busy_poll=self.config.busy_poll)
 
     @property
     def _where(self) -> str:

@@ -30,10 +30,9 @@ from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.lanes import Lanes
 from quantum_bus.leadership import Leadership
-from quantum_bus.message import Message
 from quantum_bus.outbox import LOST, Letter, Outbox
 from quantum_bus.readiness import SubscriberHealth
-from quantum_bus.run import Run, admit
+from quantum_bus.run import Outcomes, Run, admit
 from quantum_bus.sources import Key, NotOwned, Sources
 from quantum_bus.succession import Step, Succession
 from quantum_bus.telemetry import Telemetry
@@ -80,6 +79,7 @@ class Consumer:
             idempotent=config.idempotent,
             ordered=config.ordered,
         )
+        self._by_hand = ByHand(self)
         self._handlings = Handlings(
             telemetry, group=config.group, consumer=name, batch=handler.batch, mode=config.trace_mode
         )
@@ -542,7 +542,7 @@ class Consumer:
 
     def _handle(self, given: Sequence[Held], probe: bool) -> None:
         """Run the handler once that is noted, and have the outcomes written."""
-        outcomes: Sequence[tuple[Held, Outcome | None]] = ()
+        outcomes: Outcomes = ()
         failed = turned = False
         held: Sequence[Held] = ()
         try:
@@ -558,10 +558,7 @@ class Consumer:
         finally:
             with self._changed:
                 self._inbox.ran(given)
-                for item, outcome in outcomes:
-                    if outcome is not None:
-                        self._inbox.settling()
-                        self._outbox.post(item, outcome)
+                self._inbox.settling(self._outbox.post_run(outcomes))
                 if held:
                     turned = self._circuit.ended(failed, probe=probe)
                 elif probe:
@@ -586,12 +583,10 @@ class Consumer:
                 return ()
         return held
 
-    def _run(self, held: Sequence[Held], probe: bool) -> tuple[Sequence[tuple[Held, Outcome | None]], bool]:
+    def _run(self, held: Sequence[Held], probe: bool) -> tuple[Outcomes, bool]:
         """Run the handler: the outcomes, and whether it speaks against what the handler needs."""
-        settlement = ByHand(self)
-        run = Run(held, self._handler, self.config, settlement)
-        settlement.held = dict(zip(run.messages, run.held, strict=True))
-        outcomes: Sequence[tuple[Held, Outcome | None]] | None = None
+        run = Run(held, self._handler, self.config, self._by_hand)
+        outcomes: Outcomes | None = None
         failed = False
         try:
             with run.handling(self._handlings) as handling:
@@ -605,7 +600,7 @@ class Consumer:
                         and self._circuit.spares([(item.incoming.stream, item.incoming.id) for item in held])
                     )
                 outcomes = run.end(error, spare=spare)
-                handling.finish(*run.summary(outcomes))
+                handling.finish(*run.summary())
         except Exception as broken:  # noqa: BLE001 - a span processor of the user's: the run counts as what it was
             journal.internal_error(f"Telemetry of {self._handler.name}", broken)
             if outcomes is None:
@@ -623,12 +618,17 @@ class Consumer:
 
     def _call(self, run: Run) -> BaseException | None:
         """Run the handler behind its middleware; its error, if it raised one."""
-        process = self._wrap(lambda _: self._handler.function(**run.arguments))
+
+        def innermost(_: Any) -> Any:
+            return self._handler.function(**run.arguments)
+
+        process = self._wrap(innermost)
+        subject = None if process is innermost else run.subject  # only middleware looks at it
         try:
             if self.config.timeout is None:
-                process(run.subject)
+                process(subject)
             else:
-                _bounded(process, run.subject, self.config.timeout)
+                _bounded(process, subject, self.config.timeout)
         except BaseException as error:  # noqa: BLE001 - a handler's error becomes an outcome; sys.exit() ends no worker
             journal.handler_failed(self._handler.name, run.messages, error)
             return error
@@ -737,19 +737,18 @@ class ByHand:
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self.held: dict[Message, Held] = {}
 
-    def ack(self, message: Message) -> None:
-        self._consumer.post_by_hand(self.held[message], delivery.ACK)
+    def ack(self, held: Held) -> None:
+        self._consumer.post_by_hand(held, delivery.ACK)
 
-    def nack(self, message: Message) -> None:
+    def nack(self, held: Held) -> None:
         """Nothing to do yet: the run's end reads it off the message."""
 
-    def term(self, message: Message, reason: str) -> None:
-        self._consumer.post_by_hand(self.held[message], delivery.after_term(reason))
+    def term(self, held: Held, reason: str) -> None:
+        self._consumer.post_by_hand(held, delivery.after_term(reason))
 
-    def in_progress(self, message: Message) -> None:
-        self._consumer.keep_by_hand(self.held[message])
+    def in_progress(self, held: Held) -> None:
+        self._consumer.keep_by_hand(held)
 
 
 def _bounded(process: Process, subject: Any, timeout: float) -> None:

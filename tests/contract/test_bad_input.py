@@ -99,6 +99,7 @@ def test_without_url_or_service_the_environment_is_named(which: str, monkeypatch
         {"block": float("inf")},
         {"backoff_initial": "fast"},
         {"backoff_maximum": 0},
+        {"busy_poll": 1},
         {"middleware": ["not callable"]},
         {"client": "redis"},
     ],

@@ -22,6 +22,7 @@ from quantum_bus import (
     SerializationError,
     correlation_scope,
 )
+from quantum_bus.busy_poll import BusyPoll
 from quantum_bus.demo.redis_server import RedisProcess
 from tests.contract.backends import Backend
 from tests.contract.conditions import eventually
@@ -39,6 +40,24 @@ async def test_a_receipt_says_what_redis_stored(buses: Buses, redis_client: redi
     receipt = await buses().publish(stream, {"symbol": "BTCUSDT"}, event="INTENT_CREATED", key="BTCUSDT")
     [entry] = await stored(redis_client, stream)
     assert receipt == Receipt(entry.id, entry["message_id"], entry["correlation_id"], stream)
+
+
+async def test_a_publish_that_is_alone_looks_for_its_reply_as_long_as_the_bus_was_told(
+    buses: Buses, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[float] = []
+    monkeypatch.setattr(BusyPoll, "seconds", lambda poll: looked.append(poll._seconds) or 0.0)
+    bus, with_none = buses(busy_poll=0.01), buses(busy_poll=0)
+    for connecting in (bus, with_none):
+        await connecting.publish(stream, 1)
+    looked.clear()
+    await bus.publish(stream, 1)
+    assert looked == [0.01]
+    looked.clear()
+    await bus.publish_many(stream, range(100))
+    assert not looked, "what takes longer anyway is not looked for"
+    await with_none.publish(stream, 1)
+    assert looked == [0]
 
 
 async def test_an_entry_has_the_fields_of_the_wire_format_in_their_order(

@@ -149,6 +149,16 @@ def test_events_on_lines_have_options_of_their_own_and_tail_shows_them(
         assert [message["event"] for message in tail("--count", "1", *arguments)] == [event]
 
 
+def test_tail_tells_numbers_of_any_size(terminals: Terminals, url: str, client: redis.Redis, stream: str) -> None:
+    payload = '{"n":123456789012345678901234567890,"m":1.5,"yes":true}'
+    client.xadd(stream, {"data": payload})
+    options = ("--last", "9", "--count", "1", "--json", "--url", url)
+    for field in ("n=123456789012345678901234567890", "m=1.5", "yes=true"):
+        ended = terminals.run("tail", stream, *options, "--field", field)
+        assert ended.code == 0
+        assert payload in ended.out.replace("\n", "")
+
+
 def test_lag_ends_with_1_over_a_limit_and_names_it(
     terminals: Terminals, url: str, client: redis.Redis, stream: str
 ) -> None:

@@ -197,6 +197,36 @@ async def test_a_def_handler_runs_in_a_worker_thread_and_publishes_from_there(
     assert {entry["causation_id"] for entry in following} == {receipt.message_id}
 
 
+@pytest.mark.parametrize("options", [{}, {"timeout": 20.0}, {"batch": 2}])
+async def test_a_handler_that_takes_the_payload_alone_is_spared_the_messages(
+    buses: Buses,
+    redis_client: redis.asyncio.Redis,
+    stream: str,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:
+    made: list[str] = []
+
+    class Made(Message):
+        def __init__(self, incoming: Any, **others: Any) -> None:
+            made.append(incoming.id)
+            super().__init__(incoming, **others)
+
+    monkeypatch.setattr("quantum_bus.run.Message", Made)
+    bus = buses()
+    handled: list[Any] = []
+
+    @bus.subscriber(stream, **options)
+    async def handle(payload: Any) -> None:
+        handled.append(payload)
+
+    await bus.publish_many(stream, [1, 2])
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+    assert handled
+    assert not made
+
+
 # --- batches -----------------------------------------------------------------------------------------------------
 
 

@@ -344,7 +344,7 @@ async def test_metrics_count_and_time_what_was_sent_and_handled(
         await bus.publish(stream, 0)
         await bus.publish_many(stream, [1, 2, 3])
         await began.passed()
-        assert recorder.value("quantum_bus.in_flight", messaging__destination__name=stream) >= 1
+        await eventually(lambda: recorder.value("quantum_bus.in_flight", messaging__destination__name=stream) >= 1)
         gate.open()
         await eventually(lambda: all_acked(redis_client, stream))
     assert recorder.value("messaging.client.sent.messages", messaging__destination__name=stream) == 4

@@ -9,8 +9,9 @@ import pytest
 
 from tests.packaging.conftest import CHECKOUT, Install, run
 
-# Their own third parties come with an extra; the message that says so is tested where they are.
-NEEDS_AN_EXTRA = {"cli", "demo", "otel", "otlp", "scraping", "testing"}
+# Their own third parties come with an extra; the message that says so is tested where they are. `sdk_spans` is imported
+# where the tracer is the SDK's.
+NEEDS_AN_EXTRA = {"cli", "demo", "otel", "otlp", "scraping", "sdk_spans", "testing"}
 MOST_PACKAGES = 9
 
 

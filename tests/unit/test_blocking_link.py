@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from quantum_bus.blocking_link import Link
+from quantum_bus.blocking_link import Link, _Request
+from quantum_bus.busy_poll import BusyPoll
 from quantum_bus.errors import ConnectionLost
 
 
@@ -45,6 +46,18 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         self.released.append(connection)
+
+
+def test_a_reply_is_looked_for_where_nobody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[float] = []
+    monkeypatch.setattr(BusyPoll, "seconds", lambda poll: looked.append(poll._seconds) or 0.0)
+    pool = Pool()
+    pool.connection = Connection("", None)
+    link = Link(pool, timeout=1.0, where="here", busy_poll=0.001)
+    link.ask(b"PING", 1, meanwhile=lambda: None)
+    assert looked == [0.001]
+    link.ask(b"PING", 1, meanwhile=lambda: link._waiting.append(_Request(b"PING", 1)))
+    assert looked == [0.001], "another one waits to be written"
 
 
 @pytest.mark.parametrize("at", ["writing", "reading", "reading, and it breaks"])

@@ -134,6 +134,8 @@ def wrong(option: str, said: str, *values: object) -> list[Any]:
             for option in ("connect_timeout", "reply_timeout", "block", "backoff_initial", "backoff_maximum")
             for case in wrong(option, NUMBER_ABOVE, 0, -1, float("nan"), float("inf"), "5", None, True)
         ],
+        *wrong("busy_poll", "give a finite number of 0 or more", -1, float("nan"), float("inf"), "5", None, True),
+        *wrong("busy_poll", "give at most 0.01 seconds, for it keeps a processor busy; 0.000100 is usual", 0.02, 100),
     ],
 )
 def test_a_wrong_bus_option(options: dict[str, Any], said: str) -> None:

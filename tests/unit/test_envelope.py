@@ -513,3 +513,56 @@ def test_what_a_bus_writes_is_read_on_a_shorter_way_and_to_the_same_effect(
         full = envelope._decode_any(entry, sampled=derived)
         assert msgspec.structs.replace(full, baggage=plain.baggage) == plain
         assert propagation.baggage_header(full.baggage) == propagation.baggage_header(plain.baggage) == "a=1"
+
+
+@pytest.mark.parametrize("name", ["data", "payload"])
+def test_integers_of_any_size_are_exact(name: str) -> None:
+    # publishing them is refused, as few others could read them; who sends them all the same means what they say
+    incoming = decode(Entry("orders", "1-0", [name.encode(), b'{"n":123456789012345678901234567890}']))
+    assert incoming.data == {"n": 123456789012345678901234567890}
+    usual = plain_fields(data=b"[-9223372036854775809]")
+    assert decode(Entry("orders", "1-0", usual)).data == [-9223372036854775809]
+
+
+def test_what_is_nested_is_read_as_deep_as_json_may_be_here() -> None:
+    # which is the same in every Python, though some let other parsers go deeper
+    most = envelope.MOST_LEVELS
+    deep = decode(Entry("orders", "1-0", plain_fields(data=b"[" * most + b"]" * most)))
+    assert deep.reason is None
+    levels = 1
+    value = deep.data
+    while value:
+        (value,) = value
+        levels += 1
+    assert levels == most
+    for deeper in (b"[" * (most + 1) + b"]" * (most + 1), b'{"a":' * (most + 1) + b"1" + b"}" * (most + 1)):
+        found = decode(Entry("orders", "1-0", plain_fields(data=deeper)))
+        assert (found.reason, "depth" in (found.detail or "")) == (names.REASON_UNDECODABLE, True)
+    wide = decode(Entry("orders", "1-0", plain_fields(data=b"[" + b"[18446744073709551616]," * most + b"0]")))
+    assert wide.data == [[18446744073709551616]] * most + [0]
+
+
+@pytest.mark.parametrize("blanks", range(8))
+def test_a_correlation_id_that_is_a_piece_of_a_padded_traceparent_is_looked_at_as_any_other(blanks: int) -> None:
+    parent = b" " * blanks + b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+    for flow in (parent[3:35], parent[:32]):
+        incoming = decode(Entry("orders", "1-0", plain_fields(traceparent=parent, correlation_id=flow)))
+        assert is_correlation_id(incoming.correlation_id)
+        assert incoming.correlation_id == (flow.decode() if is_correlation_id(flow.decode()) else "a" * 32)
+
+
+def plain_fields(**values: bytes) -> list[bytes]:
+    """An entry's fields as a bus writes them, with some values changed."""
+    usual = {
+        b"v": b"1",
+        b"data": b"{}",
+        b"event": b"E",
+        b"message_id": b"m",
+        b"correlation_id": b"a" * 32,
+        b"traceparent": b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01",
+        b"service": b"svc",
+        b"ts": b"2026-01-03T10:15:23.456789Z",
+    }
+    usual |= {name.encode(): value for name, value in values.items()}
+    assert list(usual) == envelope._USUAL_FIELDS
+    return [part for pair in usual.items() for part in pair]

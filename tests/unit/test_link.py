@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -88,9 +89,11 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def link(server: Any) -> AsyncIterator[Link]:
+async def link(server: Any, request: pytest.FixtureRequest) -> AsyncIterator[Link]:
+    """Its parameter: for how long it looks for a reply."""
     client = redis.asyncio.Redis(host="127.0.0.1", port=server.port, protocol=2)
-    link = Link(client.connection_pool, timeout=10 * PATIENCE, where="here")
+    busy_poll = getattr(request, "param", 0.0)
+    link = Link(client.connection_pool, timeout=10 * PATIENCE, where="here", busy_poll=busy_poll)
     await link.execute(("ECHO", "hello"))
     server.arrivals.clear()
     yield link
@@ -125,6 +128,79 @@ async def test_with_no_reply_due_it_is_written_at_once(server: Server, link: Lin
     second = link.send(echo("second"))
     assert not link.alone
     assert (await request, await second) == ([b"first"], [b"second"])
+
+
+@pytest.fixture
+async def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """How long the event loop has said it would sleep, each time it asked for what has come; None without an end."""
+    seen: list[float | None] = []
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    select = selector.select
+
+    def watched(timeout: float | None = None) -> Any:
+        seen.append(timeout)
+        return select(timeout)
+
+    monkeypatch.setattr(selector, "select", watched)
+    return seen
+
+
+async def longest_sleep(sleeps: list[float | None]) -> float:
+    """Of those of the next moments, which are slept through where nothing keeps the loop busy; seconds."""
+    sleeps.clear()
+    await asyncio.sleep(0.02)
+    return max(math.inf if timeout is None else timeout for timeout in sleeps)
+
+
+async def looked_for(server: Server, link: Link, text: str) -> asyncio.Future[list[Any]]:
+    """A request that has arrived, is not answered, and whose reply is looked for."""
+    server.hold()
+    asked = link.ask(streams.pack_one(echo(text)), 1)
+    link.look()
+    await server.has(text.encode())
+    return asked
+
+
+@pytest.mark.parametrize("link", [PATIENCE], indirect=True)
+async def test_while_a_reply_is_looked_for_the_loop_does_not_sleep(
+    server: Server, link: Link, sleeps: list[float | None]
+) -> None:
+    asked = await looked_for(server, link, "first")
+    assert await longest_sleep(sleeps) == 0
+    server.answer()
+    assert await asked == [b"first"]
+    await asyncio.sleep(0.01)
+    assert await longest_sleep(sleeps) > 0, "it came: nothing is looked for any more"
+    assert link._busy_poll.seconds(), "and the next one is"
+
+
+@pytest.mark.parametrize("link", [1e-9], indirect=True)
+async def test_a_reply_that_was_looked_for_in_vain_is_slept_for(
+    server: Server, link: Link, sleeps: list[float | None]
+) -> None:
+    asked = await looked_for(server, link, "first")
+    assert await longest_sleep(sleeps) > 0
+    assert not link._busy_poll.seconds(), "nor is the next one looked for"
+    server.answer()
+    assert await asked == [b"first"]
+
+
+@pytest.mark.parametrize("link", [PATIENCE], indirect=True)
+async def test_what_is_given_up_or_breaks_is_looked_for_no_longer(
+    server: Server, link: Link, sleeps: list[float | None]
+) -> None:
+    given_up = await looked_for(server, link, "first")
+    given_up.cancel()
+    await asyncio.sleep(0.01)
+    assert await longest_sleep(sleeps) > 0
+    server.answer()
+    assert await link.execute_one(echo("behind it")) == b"behind it"
+    broken = await looked_for(server, link, "second")
+    server.hang_up()
+    with pytest.raises(ConnectionLost):
+        await broken
+    await asyncio.sleep(0.01)
+    assert await longest_sleep(sleeps) > 0
 
 
 async def test_what_is_asked_while_a_reply_is_due_does_not_wait_for_it(server: Server, link: Link) -> None:

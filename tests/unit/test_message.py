@@ -15,18 +15,18 @@ class Noting:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def ack(self, message: Message) -> str:
-        self.calls.append(("ack", message))
+    def ack(self, held: object) -> str:
+        self.calls.append(("ack", held))
         return "awaitable"
 
-    def nack(self, message: Message) -> None:
-        self.calls.append(("nack", message.retry_delay))
+    def nack(self, held: object) -> None:
+        self.calls.append(("nack", held))
 
-    def term(self, message: Message, reason: str) -> None:
-        self.calls.append(("term", reason))
+    def term(self, held: object, reason: str) -> None:
+        self.calls.append(("term", held, reason))
 
-    def in_progress(self, message: Message) -> None:
-        self.calls.append(("in_progress", message))
+    def in_progress(self, held: object) -> None:
+        self.calls.append(("in_progress", held))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def noting() -> Noting:
 
 @pytest.fixture
 def message(noting: Noting) -> Message:
-    return Message(incoming(7, event="E"), group="g", attempt=2, settlement=noting)
+    return Message(incoming(7, event="E"), group="g", attempt=2, settlement=noting, held="held")
 
 
 def test_it_shows_what_the_entry_carries() -> None:
@@ -73,7 +73,7 @@ def test_it_shows_what_the_entry_carries() -> None:
 
 def test_settling_goes_where_it_came_from(message: Message, noting: Noting) -> None:
     assert message.ack() == "awaitable"  # type: ignore[comparison-overlap]
-    assert noting.calls == [("ack", message)]
+    assert noting.calls == [("ack", "held")]
     assert message.settled == "ack"
 
 

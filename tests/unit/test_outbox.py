@@ -3,6 +3,7 @@
 from typing import Any
 from unittest.mock import Mock
 
+import msgspec
 import orjson
 import pytest
 from opentelemetry.trace import SpanContext
@@ -64,6 +65,27 @@ def test_acks_of_one_stream_go_together(outbox: Outbox) -> None:
     assert len(outbox) == 3, "what is being written is not done yet"
     assert settled(outbox, [[], []], [[b"2-0"], []]) == [DONE, DONE, LOST]
     assert len(outbox) == 0
+
+
+def test_a_runs_outcomes_are_counted_but_for_what_was_settled_by_hand(outbox: Outbox) -> None:
+    items = [held(number) for number in range(4)]
+    assert outbox.post_run(zip(items, [ACK, None, AGAIN, ACK], strict=True)) == 3
+    assert len(outbox) == 3
+    assert [bool(item.first_failed_at) for item in items] == [False, False, True, False]
+    assert outbox.post_run([(items[1], None)]) == 0
+    retry, acks = outbox.take()
+    assert call_of(retry)[0] is streams.RETRY
+    assert call_of(acks)[2][6::3] == ["0-0", "3-0"]
+
+
+def test_what_was_refused_goes_before_what_is_new_once_it_is_due(outbox: Outbox, clock: Clock) -> None:
+    outbox.post(held(1), AGAIN)
+    outbox.take()
+    outbox.answered([WRONGTYPE])
+    outbox.post(held(2), AGAIN)
+    assert outbox.pause() == 0
+    clock.now += 10.0
+    assert [call_of(command)[2][2] for command in outbox.take()] == ["1-0", "2-0"]
 
 
 def test_one_command_acks_no_more_than_so_many(outbox: Outbox) -> None:
@@ -279,6 +301,26 @@ def test_each_outcome_leaves_a_record_of_its_run(outbox: Outbox, outcome: Outcom
         (names.RECORD_ATTEMPT, 2),
         (names.RECORD_OUTCOME, name),
     ]
+
+
+def test_acks_written_together_tell_each_of_its_own_run(outbox: Outbox) -> None:
+    items = [held(number) for number in range(5)]
+    runs = [(10.0, 0.5, 1), (10.0, 0.5, 1), (10.0, 0.25, 1), (10.0, 0.25, 2), (11.0, 0.25, 2)]
+    for item, (item.started, item.duration, item.attempt) in zip(items, runs, strict=True):
+        outbox.post(item, ACK)
+    records = [orjson.loads(record) for record in call_of(*outbox.take())[2][8::3]]
+    assert [record[names.RECORD_MESSAGE_ID] for record in records] == [item.incoming.message_id for item in items]
+    assert [(record[names.RECORD_DURATION], record[names.RECORD_ATTEMPT]) for record in records] == [
+        (duration, attempt) for _, duration, attempt in runs
+    ]
+    assert [record[names.RECORD_STARTED][-10:] for record in records] == ["10.000000Z"] * 4 + ["11.000000Z"]
+
+
+def test_an_id_with_quotes_is_quoted_in_its_record(outbox: Outbox) -> None:
+    item = held()
+    item.incoming = msgspec.structs.replace(item.incoming, message_id='say "m\\\u00fc"')
+    outbox.post(item, ACK)
+    assert orjson.loads(call_of(*outbox.take())[2][8])[names.RECORD_MESSAGE_ID] == item.incoming.message_id
 
 
 def test_what_never_reached_a_handler_has_no_start(outbox: Outbox) -> None:

@@ -261,8 +261,29 @@ def test_of_another_runtime_of_contexts_its_own_answer_counts(monkeypatch: pytes
             return baggage.set_baggage("from", "the runtime", super().get_current())
 
     monkeypatch.setattr(context, "_RUNTIME_CONTEXT", Runtime())
-    read = propagation._context_reader()
+    read, enter, leave = propagation._context_access()
     assert baggage.get_baggage("from", read()) == "the runtime"
+    token = enter(baggage.set_baggage("tenant", "eu-1"))
+    assert baggage.get_baggage("tenant") == "eu-1"
+    leave(token)
+    assert baggage.get_baggage("tenant") is None
+    assert baggage.get_baggage("from", read()) == "the runtime"
+
+
+def test_a_context_is_entered_and_left_as_opentelemetry_does() -> None:
+    before = context.get_current()
+    inner = baggage.set_baggage("tenant", "eu-1")
+    token = propagation.enter_context(inner)
+    assert context.get_current() is inner
+    propagation.leave_context(token)
+    assert context.get_current() is before
+
+
+def test_a_context_that_is_left_in_another_one_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    token = copy_context().run(propagation.enter_context, baggage.set_baggage("tenant", "eu-1"))
+    propagation.leave_context(token)
+    assert baggage.get_baggage("tenant") is None
+    assert not caplog.records
 
 
 def test_a_plain_thread_starts_without_a_flow() -> None:
