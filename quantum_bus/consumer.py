@@ -646,10 +646,12 @@ class Consumer:
                 held = ()
             if held:
                 turn.ran = await self._run(held, probe=turn.probe)
-        except Exception as error:  # noqa: BLE001 - nobody would run it again while this consumer renews its lease
-            journal.internal_error(f"A run of {self._handler.name}", error)
-            for item in turn.given:
+        except (Exception, KeyboardInterrupt, GeneratorExit) as error:
+            for item in turn.given:  # nobody would run it again while this consumer renews its lease
                 self._inbox.drop(item)
+            if not isinstance(error, Exception):
+                raise
+            journal.internal_error(f"A run of {self._handler.name}", error)
         finally:
             if turn.probe and not turn.ran:
                 self._circuit.void()
@@ -667,7 +669,9 @@ class Consumer:
                         await self._handler.function(**run.arguments)
                     else:
                         error = await self._call(run)
-                except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - it becomes an outcome
+                except BaseException as raised:  # it becomes an outcome; sys.exit() ends no event loop
+                    if self._handler.is_async and isinstance(raised, (KeyboardInterrupt, GeneratorExit)):
+                        raise  # Ctrl-C, or the loop has ended under it: not the handler's
                     error = raised
                 spare = False
                 if error is not None:
@@ -707,7 +711,17 @@ class Consumer:
             if self._handler.is_async:
                 return await call(**run.arguments)
             context = contextvars.copy_context()
-            return await self._loop.run_in_executor(self._threads, lambda: context.run(call, **run.arguments))
+
+            def in_thread() -> tuple[Any, BaseException | None]:
+                try:
+                    return context.run(call, **run.arguments), None
+                except BaseException as raised:  # noqa: BLE001 - a future takes no StopIteration, and would never end
+                    return None, raised
+
+            result, error = await self._loop.run_in_executor(self._threads, in_thread)
+            if error is not None:
+                raise error
+            return result
 
         process = self._wrap(innermost)
         subject = None if process is innermost else run.subject  # only middleware looks at it

@@ -27,24 +27,43 @@ def said(caplog: pytest.LogCaptureFixture, event: str) -> int:
 # --- handlers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("twin", [THREADS])
-async def test_a_handler_that_calls_exit_ends_its_message_and_no_worker(
-    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, dlq: str
+class Odd(BaseException):
+    """As pytest's own failures: no Exception."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit, Odd, StopIteration])
+@pytest.mark.parametrize("is_async", [True, False], ids=["async def", "def"])
+@pytest.mark.parametrize("timeout", [None, 20.0])
+async def test_a_handler_that_raises_what_no_handler_should_ends_its_message_and_no_worker(
+    buses: Buses,
+    redis_client: redis.asyncio.Redis,
+    stream: str,
+    dlq: str,
+    raised: type[BaseException],
+    timeout: float | None,
+    *,
+    is_async: bool,
 ) -> None:
+    # fails without: an outcome of each; its message was kept for ever, and one fewer handled at once, or the loop ended
     bus = buses()
     handled: list[int] = []
 
-    @bus.subscriber(stream, concurrency=2, retry=ONCE)
-    async def handle(message: Message) -> None:
+    def handle(message: Message) -> None:
         if message.data < 3:
-            raise SystemExit("config missing")
+            raise raised("no")
         handled.append(message.data)
 
+    async def handle_async(message: Message) -> None:
+        handle(message)
+
+    bus.subscriber(stream, concurrency=2, retry=ONCE, timeout=timeout)(handle_async if is_async else handle)
     await bus.publish_many(stream, list(range(6)))
     async with bus:
         await eventually(lambda: all_acked(redis_client, stream))
     assert sorted(handled) == [3, 4, 5]
-    assert [entry["dlq.error_type"] for entry in await stored(redis_client, dlq)] == ["SystemExit"] * 3
+    errors = [entry["dlq.error_type"].rpartition(".")[2] for entry in await stored(redis_client, dlq)]
+    of_a_coroutine = "RuntimeError" if raised is StopIteration else raised.__name__  # Python makes it of one
+    assert errors in ([raised.__name__] * 3, [of_a_coroutine] * 3)
 
 
 async def test_a_handler_that_is_cancelled_from_within_is_tried_again(
