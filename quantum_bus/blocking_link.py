@@ -28,7 +28,7 @@ Reply = Any
 
 
 class _Request:
-    __slots__ = ("abandoned", "error", "expected", "leads", "packed", "replies", "wake", "written_at")
+    __slots__ = ("abandoned", "error", "expected", "packed", "replies", "wake", "written_at")
 
     def __init__(self, packed: bytes, expected: int) -> None:
         self.packed = packed
@@ -36,7 +36,6 @@ class _Request:
         self.replies: list[Reply] = []
         self.error: QuantumBusError | None = None
         self.wake: threading.Event | None = None
-        self.leads = False
         self.abandoned = False
         self.written_at = 0.0
 
@@ -62,7 +61,7 @@ class Link:
         self._lock = threading.Lock()
         self._waiting: deque[_Request] = deque()
         self._written: deque[_Request] = deque()
-        self._led = False
+        self._leader: _Request | None = None  # the one whose thread writes and reads for all
         self._busy_poll = BusyPoll(busy_poll)
         self._closed = False
         self._connection: ConnectionInterface | None = None
@@ -109,19 +108,24 @@ class Link:
         """
         request = _Request(packed, expected)
         deadline = monotonic() + (self._timeout if timeout is None else timeout)
-        with self._lock:
-            if self._closed:
-                raise ConnectionLost("the bus has closed its connection")
-            self._waiting.append(request)
-            request.leads, self._led = not self._led, True
-            if not request.leads:
-                request.wake = threading.Event()
-        if request.wake is not None:
-            request.wake.wait(max(0.0, deadline - monotonic()))
-        if request.leads:
-            self._lead(request, deadline, meanwhile)
-        if not request.done:
-            self._give_up(request)
+        try:
+            with self._lock:
+                if self._closed:
+                    raise ConnectionLost("the bus has closed its connection")
+                self._waiting.append(request)
+                if self._leader is None:
+                    self._leader = request
+                else:
+                    request.wake = threading.Event()
+            if request.wake is not None:
+                request.wake.wait(max(0.0, deadline - monotonic()))
+            if self._leader is request:
+                self._lead(request, deadline, meanwhile)
+            if not request.done:
+                self._give_up(request)
+        except BaseException:
+            self._leaves(request)
+            raise
         if request.error is None:
             return request.replies
         if not request.replies:
@@ -132,9 +136,18 @@ class Link:
         with self._lock:
             if not request.done:
                 request.abandoned = True
-                if request.leads:  # named in the moment of giving up
+                if self._leader is request:  # or named in the moment of giving up
                     self._hand_over()
                 raise ConnectionLost(f"Redis at {self._where} did not answer in time")
+
+    def _leaves(self, request: _Request) -> None:
+        """Its thread goes, where a signal's handler has raised at any point: it is neither answered nor to lead."""
+        with self._lock:
+            request.abandoned = True
+        if self._leader is request:
+            self._break(ConnectionLost(f"the connection to Redis at {self._where} was interrupted"))
+            with self._lock:
+                self._hand_over()
 
     def execute_one(self, command: Command, *, timeout: float | None = None) -> Reply:
         """As :meth:`execute`, for one command."""
@@ -274,7 +287,7 @@ class Link:
         """Name the next leader among those that wait; with none, the next caller leads."""
         for request in (*self._written, *self._waiting):
             if request.wake is not None and not request.abandoned:
-                request.leads = True
+                self._leader = request
                 request.wake.set()
                 return
-        self._led = False
+        self._leader = None

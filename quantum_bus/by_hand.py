@@ -16,6 +16,7 @@ class Settler(Protocol):
 
     def post_by_hand(self, held: Held, outcome: Outcome) -> Coroutine[Any, Any, None]: ...
     def keep_by_hand(self, held: Held) -> Coroutine[Any, Any, None]: ...
+    def check_by_hand(self, held: Held) -> Coroutine[Any, Any, None]: ...
 
 
 class ByHand:
@@ -28,8 +29,8 @@ class ByHand:
     def ack(self, held: Held) -> Any:
         return self._carry(lambda: self._consumer.post_by_hand(held, delivery.ACK))
 
-    def nack(self, held: Held) -> Any:  # noqa: ARG002 - the run's end reads it off the message
-        return self._carry(lambda: asyncio.sleep(0))
+    def nack(self, held: Held) -> Any:
+        return self._carry(lambda: self._consumer.check_by_hand(held))
 
     def term(self, held: Held, reason: str) -> Any:
         return self._carry(lambda: self._consumer.post_by_hand(held, delivery.after_term(reason)))

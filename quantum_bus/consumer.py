@@ -30,7 +30,7 @@ from .inbox import Held, Inbox
 from .lanes import Lanes
 from .leadership import Leadership
 from .link import Link, Reply
-from .outbox import DONE, LOST, Letter, Outbox
+from .outbox import DONE, LOST, UNWRITTEN, Letter, Outbox
 from .readiness import SubscriberHealth
 from .run import Outcomes, Run, admit
 from .sources import Key, NotOwned, Sources
@@ -248,6 +248,7 @@ class Consumer:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=1.0)
+        self._outbox.close()
         await self._reader.close()
 
     async def _release(self, given_up: Sequence[Held]) -> None:
@@ -823,6 +824,7 @@ class Consumer:
 
         Raises:
             LeaseLost: in the coroutine; another consumer owns the message by now.
+            ConnectionLost: in the coroutine; the bus was stopped before.
         """
         future: asyncio.Future[str] = self._loop.create_future()
 
@@ -834,8 +836,11 @@ class Consumer:
         self._post(held, outcome, settled)
 
         async def confirmed() -> None:
-            if await future == LOST:
+            result = await future
+            if result == LOST:
                 raise held.lease_lost()
+            if result == UNWRITTEN:
+                raise held.unsettled_by_stop()
 
         return confirmed()
 
@@ -852,6 +857,15 @@ class Consumer:
             raise ConnectionLost(f"the lease of message {held.incoming.id} could not be renewed: {reply}") from reply
         if any(reply):
             raise held.lease_lost()
+
+    async def check_by_hand(self, held: Held) -> None:
+        """Whether it may be nacked, which the run's end does: it reads that off the message.
+
+        Raises:
+            LeaseLost: another consumer owns the message by now.
+        """
+        with contextlib.suppress(ConnectionLost):  # then Redis says so when it is told the outcome
+            await self.keep_by_hand(held)
 
 
 async def _nothing(_: Any) -> None:

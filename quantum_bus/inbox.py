@@ -18,7 +18,7 @@ import msgspec
 from opentelemetry.trace import SpanContext
 
 from .envelope import Incoming
-from .errors import LeaseLost
+from .errors import ConnectionLost, LeaseLost
 from .streams import Delivery
 
 # Messages are read ahead of their handlers as many as were handled in so many seconds, no more than may run at once,
@@ -101,6 +101,13 @@ class Held(msgspec.Struct, eq=False):
         return LeaseLost(
             f"message {self.incoming.id} of {self.incoming.stream} belongs to another consumer by now; nothing was "
             "changed"
+        )
+
+    def unsettled_by_stop(self) -> ConnectionLost:
+        """The error to raise for who settles it by hand, where the bus was stopped before Redis had confirmed that."""
+        return ConnectionLost(
+            f"the bus was stopped before Redis had confirmed that message {self.incoming.id} of "
+            f"{self.incoming.stream} is settled; it may come again"
         )
 
 

@@ -143,10 +143,12 @@ class Message:
     def ack(self) -> Awaitable[None]:
         """Tell Redis that the message is handled; it is never given to this group again.
 
+        While Redis is away it is tried again and again.
+
         Raises:
             MessageAlreadySettled: it was settled before.
             LeaseLost: another consumer owns it by now; nothing was changed.
-            ConnectionLost: Redis did not answer; the message may come again.
+            ConnectionLost: the bus was stopped before Redis had confirmed it; the message may come again.
         """
         self._settle("ack")
         return self._settlement.ack(self._held)  # type: ignore[no-any-return]  # blocking in a def handler
@@ -158,6 +160,7 @@ class Message:
 
         Raises:
             MessageAlreadySettled: it was settled before.
+            LeaseLost: another consumer owns it by now; nothing was changed.
         """
         if delay is not None:
             number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
@@ -168,11 +171,12 @@ class Message:
         return self._settlement.nack(self._held)  # type: ignore[no-any-return]
 
     def term(self, reason: str) -> Awaitable[None]:
-        """Move the message to the dead-letter stream with this reason.
+        """Move the message to the dead-letter stream with this reason. While Redis is away it is tried again and again.
 
         Raises:
             MessageAlreadySettled: it was settled before.
             LeaseLost: another consumer owns it by now; nothing was changed.
+            ConnectionLost: the bus was stopped before Redis had confirmed it; the message may come again.
         """
         if not isinstance(reason, str):
             raise ConfigurationError(f"reason={reason!r}: give a str")
@@ -186,6 +190,7 @@ class Message:
         Raises:
             MessageAlreadySettled: it was settled before.
             LeaseLost: another consumer owns it by now.
+            ConnectionLost: Redis did not answer.
         """
         if self._settled is not None:
             raise MessageAlreadySettled(f"message {self.id} of {self.stream} is settled: {self._settled} was called")

@@ -37,6 +37,7 @@ _OF_RUN: Final = (
 DONE: Final = "done"
 LOST: Final = "lost"
 GONE: Final = "gone"
+UNWRITTEN: Final = "unwritten"
 _RESULTS: Final = {b"ok": DONE, b"lost": LOST, b"gone": GONE}
 _OUTCOMES: Final[dict[type, str]] = {
     Ack: names.OUTCOME_ACK,
@@ -51,7 +52,7 @@ class Letter(msgspec.Struct, eq=False, gc=False):
     Attributes:
         settled: called with the result, for whoever settles by hand and waits.
         result: ``DONE``; ``LOST``: another consumer owns the message, nothing was changed; ``GONE``: the stream has
-            it no more.
+            it no more. Of one that is not written any more, ``settled`` alone is told: ``UNWRITTEN``.
     """
 
     held: Held
@@ -130,12 +131,16 @@ class Outbox:
         self._later: list[Letter] = []  # what was refused, and has a time to wait for
         self._written: list[list[Letter]] = []
         self._refused: set[tuple[str, type]] = set()  # what has been said to be refused, and has not gone since
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._letters) + len(self._later) + sum(map(len, self._written))
 
     def post(self, held: Held, outcome: Outcome, settled: Callable[[str], None] | None = None) -> None:
         """Have an outcome written, if the message is still owned."""
+        if self._closed and settled is not None:
+            settled(UNWRITTEN)
+            return
         if isinstance(outcome, (Again, Bury)):
             held.first_failed_at = held.first_failed_at or timestamp()
         self._letters.append(Letter(held, outcome, settled))
@@ -149,6 +154,13 @@ class Outbox:
             elif outcome is not None:
                 self.post(held, outcome)
         return len(self._letters) - before
+
+    def close(self) -> None:
+        """Nothing is written any more: whoever waits for a settlement by hand is told so."""
+        self._closed = True
+        for letter in (*self._letters, *self._later, *(letter for letters in self._written for letter in letters)):
+            if letter.settled is not None:
+                letter.settled(UNWRITTEN)
 
     def pause(self) -> float | None:
         """Seconds until something is due; 0 for now, None while there is nothing."""

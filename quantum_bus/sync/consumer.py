@@ -30,7 +30,7 @@ from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.lanes import Lanes
 from quantum_bus.leadership import Leadership
-from quantum_bus.outbox import LOST, Letter, Outbox
+from quantum_bus.outbox import LOST, UNWRITTEN, Letter, Outbox
 from quantum_bus.readiness import SubscriberHealth
 from quantum_bus.run import Outcomes, Run, admit
 from quantum_bus.sources import Key, NotOwned, Sources
@@ -218,6 +218,7 @@ class Consumer:
         self._stopping.set()
         with self._changed:
             self._closed = True
+            self._outbox.close()
             self._changed.notify_all()
         self._reader.close()
 
@@ -708,14 +709,23 @@ class Consumer:
 
         Raises:
             LeaseLost: another consumer owns the message by now.
+            ConnectionLost: the bus was stopped before.
         """
         future: Future[str] = Future()
+
+        def settled(result: str) -> None:
+            if not future.done():
+                future.set_result(result)
+
         with self._changed:
             self._inbox.settling()
-            self._outbox.post(held, outcome, future.set_result)
+            self._outbox.post(held, outcome, settled)
             self._changed.notify_all()
-        if future.result() == LOST:
+        result = future.result()
+        if result == LOST:
             raise held.lease_lost()
+        if result == UNWRITTEN:
+            raise held.unsettled_by_stop()
 
     def keep_by_hand(self, held: Held) -> None:
         """Renew the lease.
@@ -731,6 +741,15 @@ class Consumer:
         if any(reply):
             raise held.lease_lost()
 
+    def check_by_hand(self, held: Held) -> None:
+        """Whether it may be nacked, which the run's end does: it reads that off the message.
+
+        Raises:
+            LeaseLost: another consumer owns the message by now.
+        """
+        with contextlib.suppress(ConnectionLost):  # then Redis says so when it is told the outcome
+            self.keep_by_hand(held)
+
 
 class ByHand:
     """Carries ``message.ack()`` and its siblings to the consumer; they return when Redis has answered."""
@@ -742,7 +761,7 @@ class ByHand:
         self._consumer.post_by_hand(held, delivery.ACK)
 
     def nack(self, held: Held) -> None:
-        """Nothing to do yet: the run's end reads it off the message."""
+        self._consumer.check_by_hand(held)
 
     def term(self, held: Held, reason: str) -> None:
         self._consumer.post_by_hand(held, delivery.after_term(reason))

@@ -15,7 +15,7 @@ from quantum_bus.streams import Keys
 from tests.contract.conditions import Gate, eventually, pause
 from tests.contract.entries import all_acked, stored
 from tests.contract.recording import Recorder
-from tests.contract.twins import ASYNCIO, THREADS, Buses
+from tests.contract.twins import ASYNCIO, Buses
 
 ONCE = Retry(max_attempts=1)
 

@@ -253,7 +253,7 @@ async def test_a_def_handler_may_settle_from_an_event_loop_of_its_own(
 # --- a lease that is lost ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["ack", "term", "in_progress"])
+@pytest.mark.parametrize("how", ["ack", "nack", "term", "in_progress"])
 async def test_settling_what_another_consumer_has_taken_over_is_lease_lost_and_changes_nothing(
     buses: Buses, redis_client: redis.asyncio.Redis, stream: str, dlq: str, how: str
 ) -> None:

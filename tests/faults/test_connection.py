@@ -8,7 +8,16 @@ from collections import Counter
 import pytest
 import redis.asyncio
 
-from quantum_bus import ConnectionLost, Message, PublishError, PublishTimeout, Receipt, Retry, upkeep
+from quantum_bus import (
+    ConnectionLost,
+    Message,
+    MessageAlreadySettled,
+    PublishError,
+    PublishTimeout,
+    Receipt,
+    Retry,
+    upkeep,
+)
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from tests.contract.backends import Backend
 from tests.contract.conditions import PATIENCE, Gate, eventually, pause
@@ -324,6 +333,37 @@ async def test_stopping_while_redis_is_away_is_prompt(buses: Buses, server: Redi
     gate.open()
     async with asyncio.timeout(PATIENCE):
         await bus.stop(timeout=0.5)
+
+
+@pytest.mark.parametrize("how", ["ack", "term", "ack behind the end"])
+async def test_a_thread_that_settles_while_redis_is_away_is_told_when_the_bus_has_stopped(
+    buses: Buses, server: RedisProcess, how: str
+) -> None:
+    # fails without: telling those that wait when the outbox is closed, or come later; they were blocked for ever
+    bus = buses(reply_timeout=LONG)
+    began, gate = Gate(), Gate()
+    errors: list[Exception] = []
+
+    @bus.subscriber("s")
+    def handle(message: Message) -> None:
+        began.open()
+        asyncio.run(gate.passed())
+        try:
+            message.term("why") if how == "term" else message.ack()
+        except (ConnectionLost, MessageAlreadySettled) as error:  # the latter where its run counts as over
+            errors.append(error)
+
+    await bus.start()
+    await bus.publish("s", 1)
+    await began.passed()
+    server.kill()
+    if how != "ack behind the end":
+        gate.open()
+    async with asyncio.timeout(PATIENCE):
+        await bus.stop(timeout=0.5)
+    gate.open()
+    await eventually(lambda: errors)
+    assert how == "ack behind the end" or "may come again" in str(errors[0])
 
 
 async def test_with_no_redis_a_publish_is_a_timeout_within_its_deadline(buses: Buses, server: RedisProcess) -> None:
