@@ -32,11 +32,12 @@ from .config import (
     SubscriberConfig,
     TraceMode,
     check_replicas,
+    check_stop_timeout,
     check_timeout,
     masked_url,
 )
 from .consumer import Consumer, Process
-from .envelope import Event, checked, prepare
+from .envelope import Event, Outgoing, before_middleware, checked, prepare
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
 from .heartbeat import Heartbeat, Lease, patience
@@ -355,7 +356,11 @@ class EventBus:
             check_replicas(wait_replicas)
         given = (payload, event, key, correlation_id, message_id, headers)
         if self._middleware:
-            return await self._wrapped(Event(*given, name, delay, dedupe), timeout, wait_replicas)
+            publisher = self._open()
+            return await self._wrapped(
+                Event(*given, name, delay, dedupe),
+                lambda outgoing: publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas),
+            )
         publisher = self._open()
         outgoing = checked(name, *given, delay, dedupe, self.config.max_payload_bytes)
         with self._counted:
@@ -399,23 +404,30 @@ class EventBus:
             with self._counted:
                 return await publisher.publish_many(name, outgoing, timeout=timeout, wait_replicas=wait_replicas)
         events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
+        if not events:
+            return []
         results: list[Receipt | PublishError] = []
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        for item in events:  # one after the other: middleware may take its time, and the order is promised
-            try:
-                results.append(await self._wrapped(item, max(0.001, deadline - loop.time()), wait_replicas))
-            except PublishError as error:
-                results.append(error)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        with self._counted, publisher.together(name, [before_middleware(item, name) for item in events]) as sending:
+
+            def publish(outgoing: Outgoing) -> Awaitable[Receipt]:
+                left = max(0.001, deadline - clock())
+                return publisher.publish_within(sending, outgoing, timeout=left, wait_replicas=wait_replicas)
+
+            for item in events:  # one after the other: middleware may take its time, and the order is promised
+                try:
+                    results.append(await self._wrapped(item, publish))
+                except PublishError as error:
+                    results.append(error)
+            sending.failed = sum(isinstance(result, PublishError) for result in results)
         return results
 
-    async def _wrapped(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
+    async def _wrapped(self, event: Event, publish: Callable[[Outgoing], Awaitable[Receipt]]) -> Receipt:
         """Publish behind the middleware."""
-        publisher = self._open()
 
         async def innermost(item: Event) -> Receipt:
-            outgoing = prepare(item, max_payload_bytes=self.config.max_payload_bytes)
-            return await publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
+            return await publish(prepare(item, max_payload_bytes=self.config.max_payload_bytes))
 
         with self._counted:
             receipt = await self._wrap(innermost)(event)
@@ -554,7 +566,11 @@ class EventBus:
         Args:
             timeout: seconds that running handlers and publishes have. What is not done then is cancelled; its messages
                 stay pending in Redis.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no finite number of 0 or more; nothing has changed.
         """
+        check_stop_timeout(timeout)
         if self._state in (State.CLOSED, State.STOPPING):
             return
         if self._link is None:
@@ -583,8 +599,10 @@ class EventBus:
                 until the bus is stopped; None: nowhere.
 
         Raises:
-            ConfigurationError: ``probes`` is no address, or one that cannot be listened at.
+            ConfigurationError: ``probes`` is no address, or one that cannot be listened at; or ``stop_timeout`` is no
+                finite number of 0 or more.
         """
+        check_stop_timeout(stop_timeout)
         loop = asyncio.get_running_loop()
         requested = self._stop_requested = asyncio.Event()
         task = asyncio.current_task()

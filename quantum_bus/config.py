@@ -397,6 +397,15 @@ def check_timeout(timeout: float) -> None:
     _positive("timeout", timeout)
 
 
+def check_stop_timeout(timeout: float) -> None:
+    """Refuse what is no time to drain.
+
+    Raises:
+        ConfigurationError: it is no finite number of 0 or more.
+    """
+    _positive("timeout", timeout, zero=True)
+
+
 def check_address(name: str, address: str) -> tuple[str, int]:
     """The host and the port of an address to listen on; port 0 takes a free one.
 

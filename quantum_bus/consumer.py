@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from . import delivery, driver, journal, streams
+from . import delivery, driver, journal, propagation, streams
 from .backoff import Backoff
 from .breaker import FRESH_FIRST, Circuit, CircuitState
 from .by_hand import ByHand
@@ -113,7 +113,7 @@ class Consumer:
         self._read_since: float | None = None
         self._cutting_off = False  # whether runs are cancelled because the bus stops
         self._noted = False  # whether this server has noted a run: before, it may not know the script yet
-        self._context = contextvars.copy_context()
+        self._context = propagation.context_of_no_flow()
 
     def _in_any_order(self) -> Inbox | Lanes:
         config = self.config

@@ -133,11 +133,13 @@ class Handling:
         if handlings.batch:
             linked = [item.context for item in incoming]
             attributes[names.ATTR_BATCH_COUNT] = len(incoming)
-            around = propagation.NO_BAGGAGE
+            around = first.baggage
             for item in incoming:
                 if item.correlation_id != correlation_id:
-                    correlation_id = None
+                    correlation_id, around = None, propagation.NO_BAGGAGE
                     break
+                if item.baggage is not around and item.baggage != around:
+                    around = propagation.NO_BAGGAGE
         else:
             linked = [first.context]
             attributes[names.ATTR_MESSAGE_ID] = first.message_id

@@ -30,6 +30,8 @@ try:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanLimits, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+
+    from .flow_ids import FlowIdGenerator
 except ImportError as error:
     raise ImportError(
         f"quantum_bus.otel needs the OpenTelemetry SDK ({error}); install it: pip install 'quantum-bus[otel]'"
@@ -134,7 +136,9 @@ def setup(
             ours.append(tracer_provider)
     else:
         # Its own shutdown at exit would wait for a collector that is away; ours, below, has a deadline.
-        tracer_provider = TracerProvider(resource=resource, span_limits=_span_limits(), shutdown_on_exit=False)
+        tracer_provider = TracerProvider(
+            resource=resource, span_limits=_span_limits(), id_generator=FlowIdGenerator(), shutdown_on_exit=False
+        )
         for make in traces:
             tracer_provider.add_span_processor(make())
         trace.set_tracer_provider(tracer_provider)

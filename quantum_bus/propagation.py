@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context as RunContext
 from contextvars import ContextVar, Token, copy_context
 from functools import cache, partial, wraps
 from random import Random
@@ -85,6 +86,8 @@ _log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 
 _correlation_id: ContextVar[str | None] = ContextVar("quantum_bus_correlation_id", default=None)
 _causation_id: ContextVar[str | None] = ContextVar("quantum_bus_causation_id", default=None)
+# The id of a flow that nobody named and that began outside of any trace: the id of the trace that is still to begin.
+_begun_flow: ContextVar[str | None] = ContextVar("quantum_bus_begun_flow", default=None)
 _RECEIVED_BAGGAGE: Final = create_key("quantum_bus.received_baggage")
 
 
@@ -133,12 +136,6 @@ def valid_correlation_id(value: object) -> bool:
     return isinstance(value, str) and _CORRELATION_ID.fullmatch(value) is not None
 
 
-def new_correlation_id() -> str:
-    """The id a flow gets where nobody names one: the current trace's id, or a new one in the same form."""
-    current = trace.get_current_span().get_span_context()
-    return f"{current.trace_id:032x}" if current.is_valid else new_trace_id()
-
-
 def checked_correlation_id(value: str | UUID | None) -> str | None:
     """``value`` as an id that may travel; None where it is None or malformed (which is logged, once a process)."""
     if value is None:
@@ -159,13 +156,32 @@ def _log_replaced() -> None:
     )
 
 
+def _effective(correlation_id: str | UUID | None) -> tuple[str, str | None]:
+    """The id a flow gets: the given one, else the current trace's, else a new one; and that again where it is new."""
+    if (named := checked_correlation_id(correlation_id)) is not None:
+        return named, None
+    current = trace.get_current_span().get_span_context()
+    if current.is_valid:
+        return f"{current.trace_id:032x}", None
+    new = new_trace_id()
+    return new, new
+
+
+def begun_trace_id() -> int:
+    """The trace id for a root span here, where this is a flow that has its id for want of a trace; else 0."""
+    begun = _begun_flow.get()
+    return int(begun, 16) if begun is not None and begun == _correlation_id.get() else 0
+
+
 def set_correlation_id(correlation_id: str | UUID | None = None) -> str:
     """Set the correlation id from here on in this context (task, thread) and return it.
 
-    Without an id, or with a malformed one, the current trace's id is taken, or a new one made.
+    Without an id, or with a malformed one, the current trace's id is taken, or a new one made, which is the id of the
+    traces that the flow's spans begin (see :class:`~quantum_bus.flow_ids.FlowIdGenerator`).
     Prefer :func:`correlation_scope`, which puts the former id back.
     """
-    effective = checked_correlation_id(correlation_id) or new_correlation_id()
+    effective, begun = _effective(correlation_id)
+    _begun_flow.set(begun)
     _correlation_id.set(effective)
     return effective
 
@@ -179,14 +195,25 @@ def clear_correlation_id() -> None:
 def correlation_scope(correlation_id: str | UUID | None = None) -> Iterator[str]:
     """Run a block inside a flow; the former id, or none, is back behind it.
 
-    Yields the id in force: the given one, else the current trace's, else a new one.
+    Yields the id in force: the given one, else the current trace's, else a new one, which is the id of the traces that
+    the flow's spans begin (see :class:`~quantum_bus.flow_ids.FlowIdGenerator`).
     """
-    effective = checked_correlation_id(correlation_id) or new_correlation_id()
+    effective, begun = _effective(correlation_id)
+    former = _begun_flow.set(begun)
     token = _correlation_id.set(effective)
     try:
         yield effective
     finally:
         _reset(_correlation_id, token)
+        _reset(_begun_flow, former)
+
+
+def context_of_no_flow() -> RunContext:
+    """A copy of the context here, outside of every flow: for what goes on behind whoever starts it."""
+    context = copy_context()
+    for variable in (_correlation_id, _causation_id, _begun_flow):
+        context.run(variable.set, None)
+    return context
 
 
 Scope = tuple[Token[str | None], Token[str | None]]

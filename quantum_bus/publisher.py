@@ -13,6 +13,7 @@ from .envelope import Outgoing
 from .errors import ConnectionLost, PublishError
 from .link import Link
 from .receipt import Receipt
+from .sending import Sending
 from .telemetry import Telemetry
 
 
@@ -131,17 +132,32 @@ class Publisher:
             await self._confirm(confirmation, deadline, timeout, pause)
             return confirmation.result()
 
+    def together(self, stream: str, outgoing: Sequence[Outgoing]) -> Sending:
+        """The scope of what is published together, one by one with :meth:`publish_within`: one span."""
+        return self._telemetry.sending_many(stream, outgoing)
+
     async def publish_many(
         self, stream: str, outgoing: Sequence[Outgoing], *, timeout: float, wait_replicas: int | None = None
     ) -> list[Receipt | PublishError]:
         """Add events to one stream, in order, under one span; one result for each, in order."""
         if not outgoing:
             return []
-        with self._telemetry.sending_many(stream, outgoing) as sending:
+        with self.together(stream, outgoing) as sending:
             deadline = asyncio.get_running_loop().time() + timeout
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             await self._confirm(confirmation, deadline, timeout, 0.0)
             return confirmation.results()
+
+    async def publish_within(
+        self, sending: Sending, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None
+    ) -> Receipt:
+        """As :meth:`publish`, for one of those that are published together; how many failed is the caller's to say."""
+        confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
+        await self._confirm(confirmation, asyncio.get_running_loop().time() + timeout, timeout, 0.0)
+        (result,) = confirmation.results()
+        if isinstance(result, PublishError):
+            raise result
+        return result
 
     async def _confirm(self, confirmation: Confirmation, deadline: float, timeout: float, pause: float) -> None:
         """Try until everything is answered, or the deadline; first after a pause, where one try was made already."""

@@ -22,7 +22,6 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, StaticSampler
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import (
@@ -39,6 +38,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AnyValue
 
 from . import names, propagation
+from .flow_ids import FlowIdGenerator, ids_of_flows
 from .spans import Attributes, Begin, Begun, Made
 
 _blank: Final = object.__new__
@@ -336,12 +336,12 @@ def _decider(sampler: Any) -> Callable[[SpanContext | None], tuple[Any, TraceSta
 
 def begin_by(tracer: Any) -> Begin:
     """As this tracer's ``start_span``, but for the attributes."""
-    sampler, ids, processor = tracer.sampler, tracer.id_generator, tracer.span_processor
+    sampler, ids, processor = tracer.sampler, ids_of_flows(tracer.id_generator), tracer.span_processor
     limits, scope, info = tracer._span_limits, tracer._instrumentation_scope, tracer.instrumentation_info
     common = Common(tracer.resource, scope, info, processor, sampler, limits)
     most_links, flags = limits.max_links, propagation.FLAGS
     enabled, count, decide = tracer._is_enabled, tracer._tracer_metrics.start_span, _decider(sampler)
-    new_context = propagation.valid_context if type(ids) is RandomIdGenerator else SpanContext
+    new_context = propagation.valid_context if type(ids) is FlowIdGenerator else SpanContext
     sampled, random = TraceFlags.SAMPLED, TraceFlags.RANDOM_TRACE_ID
     processors, watched = processor._span_processors, any(map(_watches, processor._span_processors))
 

@@ -33,6 +33,7 @@ class StreamNames:
             return self._known[stream]
         except (KeyError, TypeError):  # what cannot even be looked up is refused below
             check_stream(stream)
+            check_stream(self._prefix + stream)  # together they may be too long, or half a hash tag each
             if len(self._known) >= _KEPT:
                 self._known.clear()
             return self._known.setdefault(stream, self._prefix + stream)

@@ -19,6 +19,7 @@ from . import names
 from .bus import EventBus
 from .config import State
 from .errors import ConfigurationError, PublishError
+from .flow_ids import FlowIdGenerator
 from .jsonlog import CaptureSink, capture_logs
 from .link import Link, Reply
 from .receipt import Receipt
@@ -109,7 +110,10 @@ class TestBus:
         self._given = bus
         resource = Resource({})  # the environment's says nothing about a test
         self._tracer_provider = TracerProvider(
-            resource=resource, shutdown_on_exit=False, span_limits=SpanLimits(max_links=SPAN_LINK_LIMIT)
+            resource=resource,
+            shutdown_on_exit=False,
+            span_limits=SpanLimits(max_links=SPAN_LINK_LIMIT),
+            id_generator=FlowIdGenerator(),
         )
         self._tracer_provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self._meter_provider = MeterProvider(metric_readers=[self._reader], resource=resource, shutdown_on_exit=False)

@@ -100,12 +100,13 @@ class JsonPipeline:
             if fields:
                 comma, rest = b",", _dumps(fields, None, _APPEND_NEWLINE)[1:]
                 text = rest.decode()
+                more = text.count(":") > len(fields)  # pairs inside: of an object, or in a text
                 # As _harmless, inline.
                 if (
                     (not text.isascii() and not text[:-1].isprintable())
                     or "\x7f" in text
-                    or ("{" in text and _names_secret(text))
-                    or (("=" in text or "@" in text or " " in text) and _HINT(text.lower()) is not None)
+                    or (more and "{" in text and _names_secret(text))
+                    or ((more or "=" in text or "@" in text or " " in text) and _HINT(text.lower()) is not None)
                     or ("null" in text and not _nulls_are_none(fields))
                 ):
                     ordinary = False

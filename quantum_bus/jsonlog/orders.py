@@ -18,7 +18,7 @@ AnyLogger = Logger | logging.Logger | logging.LoggerAdapter[Any]
 _CALLER: Final = 3
 
 
-def log_event(logger: AnyLogger, level: int | str, event: str, msg: str, /, **fields: Any) -> None:
+def log_event(logger: AnyLogger, level: int | str, event: str, msg: str, **fields: Any) -> None:
     """Log ``msg`` as ``event`` with fields, by a logger of ours or of the standard library.
 
     With a standard library's logger, fields become attributes of its record; a name that a record has already

@@ -3,10 +3,24 @@
 -- ARGV[1] message's id   ARGV[2] delay, milliseconds, 0 for none   ARGV[3] window, milliseconds, 0 for none
 -- ARGV[4] correlation id
 -- ARGV[5..] fields, names and values in turn; never as many as unpack() could not take (envelope.MAX_HEADERS)
--- Returns the entry's id, empty where it is kept for later, a blank and the correlation id; within the window what the
--- first call returned.
+-- Returns the entry's id, empty where it is kept for later, a blank and the correlation id; where the message is there
+-- already, of the first call: within the window what that one returned.
 -- What is there already is written again as it was: a WAIT behind this call then waits for what the first one wrote. No
 -- first write here is one that a full server lets through while the next is refused: all is done, or nothing.
+local function correlation_id(packed) -- of a copy: netstrings, names and values in turn
+  local at, named = 1, false
+  while at <= #packed do
+    local colon = string.find(packed, ':', at, true)
+    local length = tonumber(string.sub(packed, at, colon - 1))
+    local text = string.sub(packed, colon + 1, colon + length)
+    if named == 'correlation_id' then
+      return text
+    end
+    named = not named and text
+    at = colon + length + 1
+  end
+end
+local flow = ARGV[4]
 if KEYS[4] then
   local first = redis.call('GET', KEYS[4])
   if first then
@@ -24,6 +38,7 @@ else
   if due then -- the first call stands
     redis.call('ZREM', KEYS[2], ARGV[1])
     redis.call('ZADD', KEYS[2], due, ARGV[1])
+    flow = correlation_id(redis.call('HGET', KEYS[3], ARGV[1]) or '') or flow
   else
     local copy = {}
     for i = 5, #ARGV do -- as netstrings, which due.lua reads
@@ -35,7 +50,7 @@ else
     redis.call('ZADD', KEYS[2], due, ARGV[1])
   end
 end
-local receipt = id .. ' ' .. ARGV[4]
+local receipt = id .. ' ' .. flow
 if KEYS[4] then
   redis.call('SET', KEYS[4], receipt, 'PX', ARGV[3])
 end

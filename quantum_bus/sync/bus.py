@@ -33,10 +33,11 @@ from quantum_bus.config import (
     SubscriberConfig,
     TraceMode,
     check_replicas,
+    check_stop_timeout,
     check_timeout,
     masked_url,
 )
-from quantum_bus.envelope import Event, checked, prepare
+from quantum_bus.envelope import Event, Outgoing, before_middleware, checked, prepare
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.readiness import Health
@@ -254,7 +255,10 @@ class EventBus:
             check_replicas(wait_replicas)
         given = (payload, event, key, correlation_id, message_id, headers)
         if self._middleware:
-            return self._wrapped(Event(*given, name, delay, dedupe), timeout, wait_replicas)
+            return self._wrapped(
+                Event(*given, name, delay, dedupe),
+                lambda outgoing: self._publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas),
+            )
         with self._counted:
             outgoing = checked(name, *given, delay, dedupe, self.config.max_payload_bytes)
             return self._publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
@@ -280,21 +284,30 @@ class EventBus:
                 ]
                 return self._publisher.publish_many(name, outgoing, timeout=timeout, wait_replicas=wait_replicas)
         events = [replace(item, stream=name) if isinstance(item, Event) else Event(item, stream=name) for item in items]
+        if not events:
+            return []
         results: list[Receipt | PublishError] = []
         deadline = time.monotonic() + timeout
-        for item in events:
-            try:
-                results.append(self._wrapped(item, max(0.001, deadline - time.monotonic()), wait_replicas))
-            except PublishError as error:
-                results.append(error)
+        publisher = self._publisher
+        with self._counted, publisher.together(name, [before_middleware(item, name) for item in events]) as sending:
+
+            def publish(outgoing: Outgoing) -> Receipt:
+                left = max(0.001, deadline - time.monotonic())
+                return publisher.publish_within(sending, outgoing, timeout=left, wait_replicas=wait_replicas)
+
+            for item in events:
+                try:
+                    results.append(self._wrapped(item, publish))
+                except PublishError as error:
+                    results.append(error)
+            sending.failed = sum(isinstance(result, PublishError) for result in results)
         return results
 
-    def _wrapped(self, event: Event, timeout: float, wait_replicas: int | None) -> Receipt:
+    def _wrapped(self, event: Event, publish: Callable[[Outgoing], Receipt]) -> Receipt:
         """Publish behind the middleware."""
 
         def innermost(item: Event) -> Receipt:
-            outgoing = prepare(item, max_payload_bytes=self.config.max_payload_bytes)
-            return self._publisher.publish(outgoing, timeout=timeout, wait_replicas=wait_replicas)
+            return publish(prepare(item, max_payload_bytes=self.config.max_payload_bytes))
 
         with self._counted:
             receipt = self._wrap(innermost)(event)
@@ -393,7 +406,11 @@ class EventBus:
         Args:
             timeout: seconds that running handlers and publishes have. Threads cannot be stopped: a handler that is not
                 done then is left behind, and its messages stay pending in Redis.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no finite number of 0 or more; nothing has changed.
         """
+        check_stop_timeout(timeout)
         with self._changing:
             if self._state in (State.CLOSED, State.STOPPING):
                 return
@@ -420,9 +437,10 @@ class EventBus:
                 until the bus is stopped; None: nowhere.
 
         Raises:
-            ConfigurationError: ``probes`` is no address, or one that cannot be listened at; or called outside of the
-                main thread, which is the only one to get signals.
+            ConfigurationError: ``probes`` is no address, or one that cannot be listened at; ``stop_timeout`` is no
+                finite number of 0 or more; or called outside of the main thread, which is the only one to get signals.
         """
+        check_stop_timeout(stop_timeout)
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError("run() needs the main thread, for its signals; elsewhere use start() and stop()")
 

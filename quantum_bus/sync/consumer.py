@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from quantum_bus import delivery, driver, journal, stopping, streams
+from quantum_bus import delivery, driver, journal, propagation, stopping, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
 from quantum_bus.breaker import FRESH_FIRST, Circuit, CircuitState
@@ -90,7 +90,7 @@ class Consumer:
         self._lost = False  # whether a reply to a read was lost, and its entries are to be looked for
         self._retrying = Backoff(bus.backoff_initial, bus.backoff_maximum)  # the reader's
         self._read_since: float | None = None
-        self._context = contextvars.copy_context()
+        self._context = propagation.context_of_no_flow()
         self._reading = self._thread("reader", self._read)
         self._writing = self._thread("writer", self._write)
         self._scheduled = threading.Event()

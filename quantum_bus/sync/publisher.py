@@ -14,6 +14,7 @@ from quantum_bus.confirmation import LANES, Confirmation, addition
 from quantum_bus.envelope import Outgoing
 from quantum_bus.errors import ConnectionLost, PublishError
 from quantum_bus.receipt import Receipt
+from quantum_bus.sending import Sending
 from quantum_bus.telemetry import Telemetry
 
 
@@ -125,16 +126,31 @@ class Publisher:
             self._confirm(confirmation, deadline, timeout, pause)
             return confirmation.result()
 
+    def together(self, stream: str, outgoing: Sequence[Outgoing]) -> Sending:
+        """The scope of what is published together, one by one with :meth:`publish_within`: one span."""
+        return self._telemetry.sending_many(stream, outgoing)
+
     def publish_many(
         self, stream: str, outgoing: Sequence[Outgoing], *, timeout: float, wait_replicas: int | None = None
     ) -> list[Receipt | PublishError]:
         """Add events to one stream, in order, under one span; one result for each, in order."""
         if not outgoing:
             return []
-        with self._telemetry.sending_many(stream, outgoing) as sending:
+        with self.together(stream, outgoing) as sending:
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             self._confirm(confirmation, time.monotonic() + timeout, timeout, 0.0)
             return confirmation.results()
+
+    def publish_within(
+        self, sending: Sending, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None
+    ) -> Receipt:
+        """As :meth:`publish`, for one of those that are published together; how many failed is the caller's to say."""
+        confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
+        self._confirm(confirmation, time.monotonic() + timeout, timeout, 0.0)
+        (result,) = confirmation.results()
+        if isinstance(result, PublishError):
+            raise result
+        return result
 
     def _confirm(self, confirmation: Confirmation, deadline: float, timeout: float, pause: float) -> None:
         """Try until everything is answered, or the deadline; first after a pause, where one try was made already."""

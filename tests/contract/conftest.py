@@ -1,11 +1,12 @@
 """Every test that takes `buses` runs for both twins on every backend; one that takes `real_backend` on real ones."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import redis.asyncio
 
 from tests.contract.backends import FAKE, Backend, backend_of
+from tests.contract.recording import Recorder
 from tests.contract.twins import TWINS, Buses
 from tests.servers import RedisPool, series_to_test
 
@@ -59,3 +60,11 @@ def stream(unique: Callable[[str], str]) -> str:
 @pytest.fixture
 def dlq(stream: str) -> str:
     return f"{{{stream}}}:dlq"
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """An OpenTelemetry SDK in memory; a bus made with its `options` is recorded."""
+    made = Recorder()
+    yield made
+    made.close()

@@ -128,9 +128,10 @@ async def test_scheduling_a_message_twice_leaves_the_first(
 ) -> None:
     """Without looking for it first, the second took its place and its time."""
     bus = buses()
-    await bus.publish(stream, "first", message_id="m", delay=HOUR)
+    first = await bus.publish(stream, "first", message_id="m", delay=HOUR)
     before = await waiting(redis_client, stream)
-    receipt = await bus.publish(stream, "second", message_id="m", delay=2 * HOUR)
+    receipt = await bus.publish(stream, "second", message_id="m", delay=2 * HOUR, correlation_id="another")
+    assert receipt == first, "the receipt is of what waits: its flow, too"
     assert receipt.id == ""
     assert await waiting(redis_client, stream) == before
     assert b'"first"' in (await redis_client.hget(Keys.of(stream, "any").delayed_copies, "m") or b"")

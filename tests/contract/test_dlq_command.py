@@ -6,7 +6,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,13 +104,6 @@ class Groups:
 
     def of(self, group: str) -> list[tuple[int, str]]:
         return [(attempt, correlation_id) for name, attempt, correlation_id, *_ in self.seen if name == group]
-
-
-@pytest.fixture
-async def recorder() -> AsyncIterator[Recorder]:
-    made = Recorder()
-    yield made
-    made.close()
 
 
 def two_groups(bus: Any, stream: str, *, term: bool = False) -> Groups:

@@ -180,6 +180,39 @@ async def test_baggage_is_continued_within_a_flow(
         assert entry["baggage"] == "tenant=eu%201"
 
 
+@pytest.mark.parametrize(
+    ("flows", "tenants", "carried"),
+    [
+        (["f", "f"], ["eu", "eu"], "tenant=eu"),
+        (["f", "f"], ["eu", "us"], None),
+        (["f", "g"], ["eu", "eu"], None),
+    ],
+    ids=["one flow", "one flow of two minds", "two flows"],
+)
+async def test_a_batch_of_one_flow_continues_its_baggage(
+    buses: Buses,
+    redis_client: redis.asyncio.Redis,
+    stream: str,
+    unique: Unique,
+    flows: list[str],
+    tenants: list[str],
+    carried: str | None,
+) -> None:
+    bus = buses()
+
+    @bus.subscriber(stream, batch=2)
+    async def handle(messages: list[Message]) -> None:
+        assert len(messages) == 2
+        await bus.publish(unique("next"), {})
+
+    for flow, tenant in zip(flows, tenants, strict=True):
+        await redis_client.xadd(stream, {"data": "{}", "correlation_id": flow, "baggage": f"tenant={tenant}"})
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+    [entry] = await stored(redis_client, unique("next"))
+    assert dict(entry.pairs).get("baggage") == carried
+
+
 async def test_a_publisher_can_be_told_to_drop_baggage(
     buses: Buses, redis_client: redis.asyncio.Redis, stream: str
 ) -> None:

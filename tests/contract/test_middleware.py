@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from quantum_bus import ConfigurationError, Event, Message, Receipt, Reject, Retry, get_correlation_id
+from quantum_bus import ConfigurationError, Event, Message, PublishError, Receipt, Reject, Retry, get_correlation_id
 from tests.contract.conditions import eventually, in_event_loop, pause
 from tests.contract.entries import all_acked, stored
+from tests.contract.recording import Recorder, attributes_of, traceparent
 from tests.contract.twins import ASYNCIO, Buses
 
 
@@ -79,6 +80,31 @@ async def test_publish_many_keeps_its_order_behind_middleware_that_takes_its_tim
     entries = await stored(redis_client, stream)
     assert [entry["data"] for entry in entries] == ["0", "1", "2", "3", "4"]
     assert [result.id for result in results if isinstance(result, Receipt)] == [entry.id for entry in entries]
+
+
+async def test_publish_many_is_one_span_behind_middleware_too(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, recorder: Recorder
+) -> None:
+    # fails without: one scope around all of them; each had a span, a trace and a flow of its own
+    async def middleware(event: Any, call_next: Any) -> Any:
+        if event.payload == 2:
+            raise PublishError("not this one")
+        return await call_next(replace(event, headers={"h": "1"}))
+
+    bus = buses(middleware=[middleware], **recorder.options)
+    results = await bus.publish_many(stream, [1, 2, Event(3, event="E")])
+    entries = await stored(redis_client, stream)
+    [span] = recorder.spans
+    assert {entry["traceparent"].rpartition("-")[0] for entry in entries} == {traceparent(span)}
+    assert attributes_of(span)["messaging.batch.message_count"] == 3
+    assert span.status.description == "1 of 3 messages were not confirmed"
+    flow = f"{span.context.trace_id:032x}"
+    assert [entry["correlation_id"] for entry in entries] == [flow] * 2
+    assert attributes_of(span)["messaging.message.conversation_id"] == flow
+    assert [getattr(result, "correlation_id", None) for result in results] == [flow, None, flow]
+    assert recorder.value("messaging.client.sent.messages") == 3
+    assert await bus.publish_many(stream, []) == []
+    assert len(recorder.spans) == 1
 
 
 async def test_middleware_may_stop_a_publish(buses: Buses, redis_client: redis.asyncio.Redis, stream: str) -> None:

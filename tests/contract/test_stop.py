@@ -56,6 +56,20 @@ async def test_stopping_twice_or_without_a_start_does_no_harm(buses: Buses, star
     await bus.stop()
 
 
+@pytest.mark.parametrize("timeout", [None, "5", -1, float("nan"), True])
+async def test_a_time_to_stop_that_is_none_is_refused_and_the_bus_can_still_be_stopped(
+    buses: Buses, timeout: Any
+) -> None:
+    # fails without: the check before anything is changed; every later stop() returned at once, and handlers ran on
+    bus = buses()
+    await bus.start()
+    with pytest.raises(ConfigurationError, match="timeout="):
+        await bus.stop(timeout)
+    await bus.stop()
+    with pytest.raises(BusClosed):
+        await bus.publish("s", 1)
+
+
 async def test_a_stopped_bus_publishes_no_more_and_says_so(
     buses: Buses, redis_client: redis.asyncio.Redis, stream: str
 ) -> None:

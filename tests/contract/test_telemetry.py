@@ -12,7 +12,18 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
-from quantum_bus import BackPressure, Event, Message, PublishError, Reject, Retry
+from quantum_bus import (
+    BackPressure,
+    Event,
+    Message,
+    PublishError,
+    Receipt,
+    Reject,
+    Retry,
+    correlation_scope,
+    get_correlation_id,
+    set_correlation_id,
+)
 from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually
 from tests.contract.entries import all_acked, stored
@@ -20,13 +31,6 @@ from tests.contract.recording import Recorder, attributes_of, traceparent
 from tests.contract.twins import Buses, blocking, settled
 
 Unique = Callable[[str], str]
-
-
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    yield recorder
-    recorder.close()
 
 
 def linked(span: ReadableSpan) -> list[tuple[int, int]]:
@@ -71,6 +75,36 @@ async def test_a_publish_is_one_producer_span_whose_context_goes_onto_the_wire(
     if buses.backend.url:
         assert server == {"server.address": "127.0.0.1", "server.port": int(buses.backend.url.split(":")[2][:-2])}
     assert span.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize("by", ["a scope", "set_correlation_id"])
+async def test_a_trace_that_begins_in_a_flow_nobody_named_has_its_id(
+    buses: Buses, recorder: Recorder, redis_client: redis.asyncio.Redis, stream: str, by: str
+) -> None:
+    # fails without: an id generator that knows of the flow; correlation id and trace id had nothing to do with another
+    bus = buses(**recorder.options)
+    handled: list[str | None] = []
+
+    @bus.subscriber(stream, trace_mode="link")
+    async def handle(message: Message) -> None:
+        handled.append(get_correlation_id())
+
+    with correlation_scope() as of_scope:
+        flow = of_scope if by == "a scope" else set_correlation_id()
+        receipts = [await bus.publish(stream, {}), *await bus.publish_many(stream, [1, 2])]
+        with correlation_scope("named"):
+            await bus.publish(stream, {})
+        await bus.start()  # what it handles is not of this flow by that
+    await bus.publish(stream, {})
+    await eventually(lambda: all_acked(redis_client, stream))
+    await bus.stop()
+    of_flow, many, named, none = recorder.named(f"send {stream}")
+    assert {receipt.correlation_id for receipt in receipts if isinstance(receipt, Receipt)} == {flow}
+    assert {f"{ids(span)[0]:032x}" for span in (of_flow, many)} == {flow}
+    assert of_flow.context.trace_flags == 3, "sampled, and random"
+    assert flow not in {f"{ids(span)[0]:032x}" for span in (named, none)}
+    assert flow not in {f"{ids(span)[0]:032x}" for span in recorder.named(f"process {stream}")}
+    assert handled.count(flow) == 3
 
 
 async def test_a_publish_is_a_child_of_the_callers_span(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
@@ -76,9 +77,34 @@ def test_message_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == sorted(made)
 
 
-def test_message_ids_of_one_millisecond_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envelope.time, "time_ns", lambda: 1_767_435_323_456_789_000)
-    assert len({new_message_id() for _ in range(10_000)}) == 10_000
+@pytest.mark.parametrize("back", [0, 1, 500_000_000], ids=["stands", "goes back", "goes back half a second"])
+def test_message_ids_sort_and_differ_while_the_clock_does_not_move_on(
+    monkeypatch: pytest.MonkeyPatch, back: int
+) -> None:
+    # fails without: counting on from the last one
+    now = 1_767_435_323_456_789_000
+    monkeypatch.setattr(envelope.time, "time_ns", lambda: now)
+    made = [new_message_id() for _ in range(1_000)]
+    now -= back
+    made += [new_message_id() for _ in range(1_000)]
+    assert made == sorted(set(made))
+
+
+def test_message_ids_follow_a_clock_that_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time_ns()
+    monkeypatch.setattr(envelope.time, "time_ns", lambda: now)
+    new_message_id()
+    now -= 3_600 * 10**9
+    assert UUID(new_message_id()).int >> 80 == now // 1_000_000
+
+
+def test_message_ids_of_several_threads_differ() -> None:
+    def make(_: int) -> list[str]:
+        return [new_message_id() for _ in range(2_000)]
+
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(make, range(4)))
+    assert len({one for of_thread in made for one in of_thread}) == 8_000
 
 
 def test_timestamps_are_rfc_3339_with_microseconds() -> None:

@@ -24,6 +24,13 @@ def test_what_cannot_be_a_name_is_refused_each_time(name: Any) -> None:
             streams.full(name)
 
 
+@pytest.mark.parametrize(("prefix", "name"), [("{}", "orders"), ("a{", "b")])
+def test_what_cannot_be_a_name_with_its_prefix_is_refused(prefix: str, name: str) -> None:
+    # fails without: a look at both together; their side keys were in another slot
+    with pytest.raises(ConfigurationError, match="hash tag"):
+        StreamNames(prefix).full(name)
+
+
 def test_so_many_are_kept_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_names, "_KEPT", 10)
     streams = StreamNames("p:")

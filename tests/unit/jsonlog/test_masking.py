@@ -22,6 +22,8 @@ from quantum_bus.jsonlog import (
 from quantum_bus.jsonlog.masking import HINT
 from quantum_bus.jsonlog.plain import LONGEST_SEARCHED
 
+from .conftest import Output
+
 S = "hunter2-Zq"
 
 
@@ -92,6 +94,18 @@ def test_a_secret_in_a_text_is_masked_and_the_rest_stays(text: str, masked: str 
 )  # fmt: skip
 def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
     assert mask_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"password":"%s"}', "password:%s", "{'token':'%s'}", "a\tpassword:%s", "[password:%s]", "https:password:%s"],
+)
+def test_a_pair_in_a_fields_text_is_masked_in_every_record(text: str, output: Output) -> None:
+    # fails without: counting the colons. The second record of its kind, and all behind it, showed the secret
+    for _ in range(3):
+        output.log.info("m", body=text % S, at="10:15")
+    assert len(output.lines) == 3
+    assert S not in "".join(output.lines)
 
 
 @given(

@@ -74,6 +74,12 @@ def test_log_event(level: int | str, logger: Any, logs: CaptureSink) -> None:
     assert fields(record) == ["symbol"]
 
 
+def test_log_event_takes_its_arguments_by_name_too(logger: Any, logs: CaptureSink) -> None:
+    log_event(logger=logger, level="INFO", event="E", msg="m", k=1)
+    [record] = logs.records
+    assert (record["event"], record["level"], record["msg"], record["k"]) == ("E", "INFO", "m", 1)
+
+
 def test_the_given_correlation_id_wins_over_the_flows(logger: Any, logs: CaptureSink) -> None:
     with correlation_scope("flow-1"):
         for _ in range(2):
