@@ -9,11 +9,14 @@ As with asyncio's link, redis-py opens the connection, and its client layer with
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Final
 
 from redis.connection import ConnectionInterface
 from redis.exceptions import RedisError
@@ -21,14 +24,14 @@ from redis.exceptions import RedisError
 from . import driver, streams
 from .blocking_wire import Wire, over
 from .busy_poll import BusyPoll
-from .errors import ConnectionLost, QuantumBusError
+from .errors import ConfigurationError, ConnectionLost, QuantumBusError
 from .streams import Command
 
 Reply = Any
 
 
 class _Request:
-    __slots__ = ("abandoned", "error", "expected", "packed", "replies", "wake", "written_at")
+    __slots__ = ("abandoned", "error", "expected", "packed", "replies", "thread", "wake", "written_at")
 
     def __init__(self, packed: bytes, expected: int) -> None:
         self.packed = packed
@@ -37,6 +40,7 @@ class _Request:
         self.error: QuantumBusError | None = None
         self.wake: threading.Event | None = None
         self.abandoned = False
+        self.thread = threading.get_ident()
         self.written_at = 0.0
 
     @property
@@ -58,7 +62,7 @@ class Link:
         self._pool = pool
         self._timeout = timeout
         self._where = where
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come in anywhere
         self._waiting: deque[_Request] = deque()
         self._written: deque[_Request] = deque()
         self._leader: _Request | None = None  # the one whose thread writes and reads for all
@@ -67,6 +71,7 @@ class Link:
         self._connection: ConnectionInterface | None = None
         self._wire: Wire | None = None
         self.client_id: int | None = None
+        _links.add(self)
 
     def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
         """Write commands together and return their replies, in order.
@@ -112,13 +117,18 @@ class Link:
             with self._lock:
                 if self._closed:
                     raise ConnectionLost("the bus has closed its connection")
+                if self._leader is not None and self._leader.thread == request.thread:
+                    raise ConfigurationError(
+                        "a signal's handler has come in while this thread waits for Redis, which it would wait for: "
+                        "have it note what is to be done, and do that elsewhere"
+                    )
                 self._waiting.append(request)
                 if self._leader is None:
                     self._leader = request
                 else:
                     request.wake = threading.Event()
             if request.wake is not None:
-                request.wake.wait(max(0.0, deadline - monotonic()))
+                request.wake.wait(min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX))
             if self._leader is request:
                 self._lead(request, deadline, meanwhile)
             if not request.done:
@@ -167,6 +177,15 @@ class Link:
         if connection is not None:
             connection.disconnect()  # replies may be outstanding: nobody else may read them
             self._pool.release(connection)
+
+    def after_fork(self) -> None:
+        """In the child: what is under way is the parent's, and so is the connection; here another one is opened."""
+        self._lock = threading.RLock()
+        self._waiting, self._written, self._leader = deque(), deque(), None
+        connection, self._connection, self._wire = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.disconnect()  # in another process than it was opened in, that closes a descriptor alone
 
     # --- leading ---------------------------------------------------------------------------------
 
@@ -291,3 +310,15 @@ class Link:
                 request.wake.set()
                 return
         self._leader = None
+
+
+_links: Final[weakref.WeakSet[Link]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for link in tuple(_links):
+        link.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -23,6 +23,7 @@ from . import driver, journal, names, readiness
 from .backoff import Backoff
 from .blocking_link import Link as BlockingLink
 from .config import (
+    STOP_IN_A_HANDLER,
     STOP_SIGNALS,
     Breaker,
     BusConfig,
@@ -37,7 +38,7 @@ from .config import (
     masked_url,
 )
 from .consumer import Consumer, Process
-from .envelope import Event, Outgoing, before_middleware, checked, prepare
+from .envelope import Event, Outgoing, before_middleware, check_items, checked, prepare
 from .errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from .from_thread import FromThread
 from .heartbeat import Heartbeat, Lease, patience
@@ -174,6 +175,7 @@ class EventBus:
         self._heartbeat: Heartbeat | None = None
         self._beating: asyncio.Task[None] | None = None
         self._counted = _Counted()
+        self._closing: asyncio.Future[None] | None = None
 
     # --- what to do ------------------------------------------------------------------------------
 
@@ -392,6 +394,7 @@ class EventBus:
             BusClosed: the bus was stopped.
         """
         name = self._names.full(stream)
+        check_items(items)
         check_timeout(timeout)
         check_replicas(wait_replicas)
         publisher = self._open()
@@ -487,6 +490,7 @@ class EventBus:
                 "one, and one for each subscriber",
             )
             await self._reach(link)
+            self._check_running()
             if any(not handler.is_async for _, handler in self._subscriptions):
                 workers = sum(config.concurrency for config, handler in self._subscriptions if not handler.is_async)
                 self._threads = ThreadPoolExecutor(workers, thread_name_prefix="quantum_bus handler")
@@ -507,6 +511,7 @@ class EventBus:
                 if config in self._paused:
                     consumer.pause()
                 await consumer.prepare()
+                self._check_running()
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()
             self._keep_leases([consumer.lease() for consumer in self._consumers])
@@ -542,12 +547,22 @@ class EventBus:
                         well = well or lease.answered(renewals, await self._link.execute(*renewals))
                     lease.beaten(well=well)
 
+    def _check_running(self) -> None:
+        """In the course of the start, behind every wait.
+
+        Raises:
+            BusClosed: it was stopped meanwhile.
+        """
+        if self._state is not State.RUNNING:
+            raise BusClosed(f"the bus of {self.config.service} was stopped while it was started")
+
     async def _reach(self, link: Link) -> None:
         """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""
         backoff = Backoff(self.config.backoff_initial, self.config.backoff_maximum)
         loop = asyncio.get_running_loop()
         until = loop.time() + self.config.connect_timeout
         while True:
+            self._check_running()
             missing: ConnectionLost | None
             try:
                 missing = driver.not_ready(await link.execute_one(("PING",)), self._where)
@@ -568,10 +583,15 @@ class EventBus:
                 stay pending in Redis.
 
         Raises:
-            ConfigurationError: ``timeout`` is no finite number of 0 or more; nothing has changed.
+            ConfigurationError: ``timeout`` is no finite number of 0 or more, or a handler of this bus calls, which
+                would be waited for; nothing has changed.
         """
         check_stop_timeout(timeout)
+        if any(consumer.runs_here() for consumer in self._consumers):
+            raise ConfigurationError(STOP_IN_A_HANDLER)
         if self._state in (State.CLOSED, State.STOPPING):
+            if self._closing is not None:  # whoever began that may have been cancelled
+                await asyncio.shield(self._closing)
             return
         if self._link is None:
             self._state = State.CLOSED
@@ -624,8 +644,8 @@ class EventBus:
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, on_signal)
                 handlers.callback(loop.remove_signal_handler, number)
-            await self.start()
             try:
+                await self.start()
                 await requested.wait()
                 await self.stop(stop_timeout)
             except asyncio.CancelledError:
@@ -756,7 +776,12 @@ class EventBus:
         return self._new_link()
 
     async def _close(self) -> None:
+        """Give everything back: to the end, also where whoever asks for it is cancelled meanwhile."""
         self._state = State.CLOSED
+        self._closing = asyncio.ensure_future(self._give_back())
+        await asyncio.shield(self._closing)
+
+    async def _give_back(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
         if self._beating is not None:

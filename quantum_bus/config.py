@@ -397,6 +397,12 @@ def check_timeout(timeout: float) -> None:
     _positive("timeout", timeout)
 
 
+STOP_IN_A_HANDLER: Final = (
+    "stop() in a handler would wait for that handler: call request_stop() where the bus is in run(), else stop() from "
+    "elsewhere"
+)
+
+
 def check_stop_timeout(timeout: float) -> None:
     """Refuse what is no time to drain.
 

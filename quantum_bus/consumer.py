@@ -207,6 +207,10 @@ class Consumer:
         except QuantumBusError:
             journal.log.debug("The read could not be unblocked; it ends by itself", exc_info=True)
 
+    def runs_here(self) -> bool:
+        """Whether the caller is one of its handlers."""
+        return asyncio.current_task() in self._runs
+
     async def drain(self, deadline: float) -> int:
         """Let running handlers end and their outcomes be written, until ``deadline`` on the loop's clock.
 
@@ -237,6 +241,7 @@ class Consumer:
         ):  # a thread's lease has to run out
             await self._say(self._leadership.resign())
         await self._say(self._sources.forget(leaving=True))
+        self._handlings.tell()
         return len(self._inbox)
 
     async def close(self) -> None:
@@ -691,7 +696,10 @@ class Consumer:
                 outcomes = run.end(broken)
         finally:
             run.close()
-        self._inbox.settling(self._outbox.post_run(outcomes))
+        posted = self._outbox.post_run(outcomes)
+        self._inbox.settling(posted)
+        if not posted:  # it was settled by hand: no write comes that would tell of its end
+            self._handlings.tell()
         self._posted.set()
         if self._circuit.ended(failed, probe=probe):
             self._turned()

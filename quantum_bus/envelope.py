@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -202,6 +202,8 @@ def checked(
         PayloadTooLarge: it can, and is longer than ``max_payload_bytes``.
         ConfigurationError: a header, key, id, delay or window is of the wrong type or size.
     """
+    if type(payload) is Event:
+        raise ConfigurationError("the payload is an Event: give publish() its parts, or publish_many() a list of such")
     data = dumps(payload)
     if len(data) > max_payload_bytes:
         raise PayloadTooLarge(len(data), max_payload_bytes)
@@ -259,6 +261,16 @@ def _shown(value: object) -> str:
     """A refused value for an error's text, which ends in logs: short, and one line whatever it holds."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def check_items(items: Iterable[Any]) -> None:
+    """Refuse what is one payload and no series of them, though Python would go through it.
+
+    Raises:
+        ConfigurationError: it is a mapping, a text, bytes or an :class:`Event`.
+    """
+    if isinstance(items, (Mapping, str, bytes, bytearray, Event)):
+        raise ConfigurationError(f"items={_shown(items)} is one payload: give publish_many() a list of them")
 
 
 def before_middleware(event: Event, stream: str) -> Outgoing:

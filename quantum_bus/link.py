@@ -77,6 +77,7 @@ class Link:
         self._waiting: deque[_Request] = deque()
         self._written: deque[_Request] = deque()
         self._unanswered = 0
+        self._closed = False
         self._unnoticed: ConnectionLost | None = None  # of a connection that broke while nobody used it
         self._busy_poll = BusyPoll(busy_poll)
         self._looked_for: _Request | None = None
@@ -89,7 +90,11 @@ class Link:
         """CLIENT ID of the connection, once :meth:`identify` has asked for it."""
 
     async def execute(
-        self, *commands: Command, timeout: float | None = None, written: asyncio.Event | None = None
+        self,
+        *commands: Command,
+        timeout: float | None = None,
+        written: asyncio.Event | None = None,
+        anew: bool = False,
     ) -> list[Reply]:
         """Write commands together and return their replies, in order.
 
@@ -99,19 +104,25 @@ class Link:
         Args:
             timeout: seconds from writing to the last reply, for a command that blocks.
             written: set as soon as the commands are on their way.
+            anew: whether the caller does not care that the connection may be another one than the last time.
 
         Raises:
             ConnectionLost: no reply came; the commands may have been carried out if they were written. Also of a
-                connection that broke since the last request: who reads over it has to know that it is another one now.
+                connection that broke since the last request: who reads over it has to know that it is another one now;
+                not with ``anew``.
             ConfigurationError: Redis refused the credentials.
         """
-        return await self.send(*commands, timeout=timeout, written=written)
+        return await self.send(*commands, timeout=timeout, written=written, anew=anew)
 
     def send(
-        self, *commands: Command, timeout: float | None = None, written: asyncio.Event | None = None
+        self,
+        *commands: Command,
+        timeout: float | None = None,
+        written: asyncio.Event | None = None,
+        anew: bool = False,
     ) -> Coroutine[Any, Any, list[Reply]]:
         """As :meth:`execute`; they are on their way before the coroutine is awaited, which must be done."""
-        if self._unnoticed is not None:
+        if self._unnoticed is not None and not anew:
             lost, self._unnoticed = self._unnoticed, None
             future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
             future.set_exception(lost)
@@ -152,6 +163,9 @@ class Link:
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Reply]] = loop.create_future()
+        if self._closed:
+            future.set_exception(ConnectionLost("the bus has closed its connection"))
+            return future
         self._waiting.append(
             _Request(packed, expected, self._timeout if timeout is None else timeout, until, future, written)
         )
@@ -210,7 +224,8 @@ class Link:
         return self._wire is not None
 
     async def close(self) -> None:
-        """Give the connection back. Requests still under way end in ``ConnectionLost``."""
+        """Give the connection back. Requests still under way end in ``ConnectionLost``, and so do later ones."""
+        self._closed = True
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
@@ -339,6 +354,11 @@ class Link:
             self._wake_at(due)
         if self._waiting and not self._flushing:
             self._flush()
+
+    def came(self) -> None:
+        """The server is at it: a large reply may take longer than a timeout to arrive."""
+        assert self._loop is not None
+        self._progress = self._loop.time()
 
     def lost(self, error: BaseException) -> None:
         """The connection is gone, and with it every reply that was due."""

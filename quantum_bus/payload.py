@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+import msgspec
 import orjson
 
 from .errors import SerializationError
@@ -25,7 +26,7 @@ def dumps(payload: Any) -> bytes:
         cause = error.__cause__ or error
         raise SerializationError(
             f"the payload ({type(payload).__name__}) cannot be JSON: {cause}; publish dicts with str keys, lists, "
-            "str, numbers below 64 bits, bool, None, dataclasses or pydantic models"
+            "str, numbers below 64 bits, bool, None, dataclasses, pydantic models or msgspec Structs"
         ) from error
     if b"null" in data:  # orjson writes NaN and the infinities as null, which would change the payload in silence
         _refuse_non_finite(payload)
@@ -33,6 +34,8 @@ def dumps(payload: Any) -> bytes:
 
 
 def _jsonable(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return dump(mode="json")
@@ -56,5 +59,5 @@ def _refuse_non_finite(value: Any) -> None:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             _refuse_non_finite(getattr(value, field.name, None))
-    elif not isinstance(value, str) and hasattr(value, "model_dump"):
+    elif not isinstance(value, str) and (isinstance(value, msgspec.Struct) or hasattr(value, "model_dump")):
         _refuse_non_finite(_jsonable(value))

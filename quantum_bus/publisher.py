@@ -103,6 +103,7 @@ class Publisher:
             deadline = asyncio.get_running_loop().time() + timeout
             pause = 0.0
             if wait_replicas or outgoing.delay_ms or outgoing.dedupe_ms or self._indexes:
+                sending.on_its_way(alone=False)
                 confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             else:
                 # The first try is all, but once in a blue moon: it needs no Confirmation, whose state takes 5 µs.
@@ -143,6 +144,7 @@ class Publisher:
         if not outgoing:
             return []
         with self.together(stream, outgoing) as sending:
+            sending.on_its_way(alone=False)
             deadline = asyncio.get_running_loop().time() + timeout
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             await self._confirm(confirmation, deadline, timeout, 0.0)
@@ -152,6 +154,7 @@ class Publisher:
         self, sending: Sending, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None
     ) -> Receipt:
         """As :meth:`publish`, for one of those that are published together; how many failed is the caller's to say."""
+        sending.on_its_way(alone=False)
         confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
         await self._confirm(confirmation, asyncio.get_running_loop().time() + timeout, timeout, 0.0)
         (result,) = confirmation.results()
@@ -174,9 +177,9 @@ class Publisher:
                             async with self._lanes.one() as link:
                                 left = deadline - clock()
                                 patience = left + streams.BLOCK_MARGIN  # the deadline itself ends it
-                                replies = await link.execute(*confirmation.commands(left), timeout=patience)
+                                replies = await link.execute(*confirmation.commands(left), timeout=patience, anew=True)
                         else:
-                            replies = await self._link.execute(*confirmation.commands(timeout))
+                            replies = await self._link.execute(*confirmation.commands(timeout), anew=True)
                         pause = confirmation.answered(replies)
                     except ConnectionLost as error:
                         pause = confirmation.lost(error)

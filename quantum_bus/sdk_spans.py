@@ -19,7 +19,12 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    ReadableSpan,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+)
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, StaticSampler
@@ -51,6 +56,9 @@ _completing = threading.RLock()
 _PLAIN: Final = frozenset((bool, float, int, str))
 # Span processors that do nothing as spans start, or before they end.
 _IDLE: Final = (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor)
+_TOGETHER: Final = (SynchronousMultiSpanProcessor, ConcurrentMultiSpanProcessor)
+# Attributes that the bus itself may add to a span that has begun.
+_TO_COME: Final = 4
 
 _log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 
@@ -148,7 +156,7 @@ class BusSpan(SdkSpan):
         most = common.limits.max_span_attributes
         with _completing:
             own: Any = self._attributes
-            has_room = most is None or len(own) + len(attributes) <= most
+            has_room = most is None or len(own) + len(attributes) <= most - _TO_COME
             if type(own) is not dict or self._end_time is not None or not has_room:
                 return False
             for key in attributes:
@@ -273,6 +281,11 @@ def _links_to(linked: Sequence[SpanContext]) -> tuple[Link, ...]:
     return tuple(links)
 
 
+def _watched(together: Any) -> bool:
+    """Whether what a provider tells its span processors with, or one of them, does so."""
+    return type(together) not in _TOGETHER or any(map(_watches, together._span_processors))
+
+
 def _watches(processor: Any) -> bool:
     """Whether a span processor does something when spans start, or before they end."""
     return not (
@@ -343,7 +356,7 @@ def begin_by(tracer: Any) -> Begin:
     enabled, count, decide = tracer._is_enabled, tracer._tracer_metrics.start_span, _decider(sampler)
     new_context = propagation.valid_context if type(ids) is FlowIdGenerator else SpanContext
     sampled, random = TraceFlags.SAMPLED, TraceFlags.RANDOM_TRACE_ID
-    processors, watched = processor._span_processors, any(map(_watches, processor._span_processors))
+    processors, watched = processor._span_processors, _watched(processor)
 
     def begin(
         name: str,
@@ -370,7 +383,7 @@ def begin_by(tracer: Any) -> Begin:
         if decision is None:
             links = _links_to(linked)
             within = propagation.continuing(parent, context)
-            result = sampler.should_sample(within, trace_id, name, kind, attributes, links)
+            result = sampler.should_sample(within, trace_id, name, kind, dict(attributes), links)
             decision = result.decision
             state = result.trace_state or propagation.EMPTY_TRACESTATE
             if result.attributes != attributes:
@@ -398,7 +411,7 @@ def begin_by(tracer: Any) -> Begin:
         span._record_end_metrics = count(above, decision)
         if processor._span_processors is not processors:  # replaced as a whole when one is added
             processors = processor._span_processors
-            watched = any(map(_watches, processors))
+            watched = _watched(processor)
         if theirs is not None:  # of a sampler's own making, which the SDK has to clean; the bus's come behind them
             span._attributes = {}
         elif not watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from time import perf_counter
@@ -81,6 +82,9 @@ class Sends:
             names.ATTR_DESTINATION: stream,
         }
         return Destination(f"{names.OPERATION_SEND} {stream}", attributes, self.sent.of(attributes))
+
+
+_log: Final = logging.getLogger(names.INSTRUMENTATION_NAME)
 
 
 class Sending:
@@ -193,4 +197,7 @@ class Sending:
         sends.duration.record(elapsed, attributes, self._current)
         if count:
             sent.add(count)
-        begun.end()
+        try:
+            begun.end()
+        except Exception:  # noqa: BLE001 - a span processor of the user's; what became of the message is known
+            _log.exception("A span could not be ended", extra={"event": names.EVENT_BUS_INTERNAL_ERROR})

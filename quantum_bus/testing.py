@@ -102,6 +102,8 @@ class TestBus:
     ) -> None:
         if bus is not None and (service is not None or options):
             raise ConfigurationError("give either a bus or the options of one")
+        if bus is not None and not isinstance(bus, EventBus):
+            raise ConfigurationError(f"bus={bus!r}: give an EventBus over asyncio; one of threads cannot be lent")
         server = fakeredis.FakeServer(version=REDIS_VERSION)
         self._client = fakeredis.FakeAsyncRedis(server=server)
         self.redis = fakeredis.FakeAsyncRedis(server=server, decode_responses=True)
@@ -287,10 +289,10 @@ class _WaitingLink:
         self._link = link
         self._replicas = replicas
 
-    async def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
+    async def execute(self, *commands: Command, timeout: float | None = None, anew: bool = False) -> list[Reply]:
         *written, (_, wanted, _) = commands
         confirmed = wanted if self._replicas is None else self._replicas
-        return [*await self._link.execute(*written, timeout=timeout), confirmed]
+        return [*await self._link.execute(*written, timeout=timeout, anew=anew), confirmed]
 
     async def close(self) -> None:
         await self._link.close()

@@ -31,6 +31,9 @@ class Taker(Protocol):
     def took(self, replies: list[Reply]) -> None:
         """The next replies, in order."""
 
+    def came(self) -> None:
+        """A part of a reply."""
+
     def lost(self, error: BaseException) -> None:
         """The connection is gone, once; no reply comes any more."""
 
@@ -117,8 +120,11 @@ class TransportWire(asyncio.Protocol):
                 replies.append(reply)
         except RedisError as misfit:  # no Redis speaks here
             error = misfit
-        if replies and self._taker is not None:
-            self._taker.took(replies)
+        if self._taker is not None:
+            if replies:
+                self._taker.took(replies)
+            else:
+                self._taker.came()
         if error is not None:
             self._lose(error)
 

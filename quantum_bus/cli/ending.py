@@ -22,7 +22,8 @@ def fail(text: str, code: int, *, error: BaseException | None = None) -> NoRetur
     """End the process; with ``error``, its traceback goes before the line."""
     if error is not None:
         traceback.print_exception(error)
-    print(f"quantum-bus: {' '.join(text.split())}", file=sys.stderr)
+    if sys.stderr is not None:  # it was closed when the process was started; print would take standard output
+        print(f"quantum-bus: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -48,6 +49,6 @@ def written_out() -> Iterator[None]:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in its buffer
-        if error.errno != errno.EPIPE:
+        if error.errno != errno.EPIPE and sys.stderr is not None:
             print(f"quantum-bus: standard output cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(code)

@@ -106,7 +106,10 @@ class JsonPipeline:
                     (not text.isascii() and not text[:-1].isprintable())
                     or "\x7f" in text
                     or (more and "{" in text and _names_secret(text))
-                    or ((more or "=" in text or "@" in text or " " in text) and _HINT(text.lower()) is not None)
+                    or (
+                        (more or "=" in text or "@" in text or " " in text or "\\" in text)
+                        and _HINT(text.lower()) is not None
+                    )
                     or ("null" in text and not _nulls_are_none(fields))
                 ):
                     ordinary = False
@@ -236,7 +239,7 @@ def _harmless(text: str) -> bool:
     if "\x7f" in text or not (text.isascii() or text.isprintable()):
         return False
     # Every secret that mask_text finds by its form has one of these by it.
-    if "=" in text or "@" in text or ":" in text or " " in text:
+    if "=" in text or "@" in text or ":" in text or " " in text or "\\" in text:
         return HINT.search(text.lower()) is None
     return True
 

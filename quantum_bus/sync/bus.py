@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import UUID
 
 import redis
@@ -24,6 +26,7 @@ from quantum_bus import driver, journal, names, readiness, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import (
+    STOP_IN_A_HANDLER,
     STOP_SIGNALS,
     Breaker,
     BusConfig,
@@ -37,7 +40,7 @@ from quantum_bus.config import (
     check_timeout,
     masked_url,
 )
-from quantum_bus.envelope import Event, Outgoing, before_middleware, checked, prepare
+from quantum_bus.envelope import Event, Outgoing, before_middleware, check_items, checked, prepare
 from quantum_bus.errors import BusClosed, ConfigurationError, ConnectionLost, PublishError
 from quantum_bus.heartbeat import Heartbeat, patience
 from quantum_bus.readiness import Health
@@ -136,6 +139,7 @@ class EventBus:
         )
         self._link = self._new_link(reply_timeout)
         self._publisher = Publisher(self.config, self._link, self._new_waiting_link, self._telemetry)
+        _buses.add(self)
         self._subscriptions = Subscriptions(self.config, threads=True)
         self._consumers: list[Consumer] = []
         self._paused: set[SubscriberConfig] = set()
@@ -273,6 +277,7 @@ class EventBus:
     ) -> list[Receipt | PublishError]:
         """Add messages to a stream, in order; see :meth:`quantum_bus.EventBus.publish_many`."""
         name = self._names.full(stream)
+        check_items(items)
         check_timeout(timeout)
         check_replicas(wait_replicas)
         if not self._middleware:
@@ -354,6 +359,7 @@ class EventBus:
                 "one, one for each subscriber, and one to renew leases",
             )
             self._reach()
+            self._check_running()
             name = driver.consumer_name(self.config.service)
             for config, handler in self._subscriptions:
                 consumer = Consumer(
@@ -370,6 +376,7 @@ class EventBus:
                 if config in self._paused:
                     consumer.pause()
                 consumer.prepare()
+                self._check_running()
             for consumer in self._consumers:  # where one of them cannot, none handles anything
                 consumer.begin()
             if self._consumers:
@@ -383,11 +390,17 @@ class EventBus:
             raise
         journal.started(self.config.service, len(self._consumers))
 
+    def _check_running(self) -> None:
+        """As over asyncio."""
+        if self._state is not State.RUNNING:
+            raise BusClosed(f"the bus of {self.config.service} was stopped while it was started")
+
     def _reach(self) -> None:
         """The first round trip: retried for a Redis that is just coming up, until ``connect_timeout``."""
         backoff = Backoff(self.config.backoff_initial, self.config.backoff_maximum)
         until = time.monotonic() + self.config.connect_timeout
         while True:
+            self._check_running()
             missing: ConnectionLost | None
             try:
                 missing = driver.not_ready(self._link.execute_one(("PING",)), self._where)
@@ -408,9 +421,12 @@ class EventBus:
                 done then is left behind, and its messages stay pending in Redis.
 
         Raises:
-            ConfigurationError: ``timeout`` is no finite number of 0 or more; nothing has changed.
+            ConfigurationError: ``timeout`` is no finite number of 0 or more, or a handler of this bus calls, which
+                would be waited for; nothing has changed.
         """
         check_stop_timeout(timeout)
+        if any(consumer.runs_here() for consumer in self._consumers):
+            raise ConfigurationError(STOP_IN_A_HANDLER)
         with self._changing:
             if self._state in (State.CLOSED, State.STOPPING):
                 return
@@ -529,6 +545,19 @@ class EventBus:
             self._client.close()
 
 
+_buses: Final[weakref.WeakSet[EventBus]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A child publishes over connections of its own; none of the parent's publishes is under way here."""
+    for bus in tuple(_buses):
+        bus._counted.after_fork()  # noqa: SLF001 - it is this room's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class _Counted:
     """Publishes under way, for :meth:`EventBus.stop` to wait for; each enters it for its time."""
 
@@ -559,6 +588,11 @@ class _Counted:
                 if not self._count:
                     break
                 self._changed.wait(patience)
+
+    def after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._changed = threading.Condition()
+        self._count = 0
 
     def close(self) -> None:
         """Let no more in."""

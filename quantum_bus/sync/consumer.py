@@ -157,6 +157,10 @@ class Consumer:
             self.config.group, self.name, self.config.ack_wait, self._inbox.keys, self._not_owned, self._leadership
         )
 
+    def runs_here(self) -> bool:
+        """Whether the caller is one of its handlers."""
+        return threading.current_thread() in self._workers
+
     def stop_reading(self, deadline: float) -> None:
         """Take no new messages, and give up at once what has not been begun; as over asyncio."""
         self._stopping.set()
@@ -210,6 +214,7 @@ class Consumer:
         if self._leadership is not None and not running:  # the lease of a thread that goes on has to run out
             self._say(self._leadership.resign())
         self._say(self._sources.forget(leaving=True))
+        self._handlings.tell()
         with self._changed:
             return len(self._inbox)
 
@@ -559,12 +564,15 @@ class Consumer:
         finally:
             with self._changed:
                 self._inbox.ran(given)
-                self._inbox.settling(self._outbox.post_run(outcomes))
+                posted = self._outbox.post_run(outcomes)
+                self._inbox.settling(posted)
                 if held:
                     turned = self._circuit.ended(failed, probe=probe)
                 elif probe:
                     self._circuit.void()
                 self._changed.notify_all()
+        if not posted or self._closed:  # no write comes that would tell of its end
+            self._handlings.tell()
         if turned:
             self._turned()
 

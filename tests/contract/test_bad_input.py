@@ -8,7 +8,7 @@ import redis.asyncio
 
 import quantum_bus
 import quantum_bus.sync
-from quantum_bus import ConfigurationError, Message, Retry
+from quantum_bus import ConfigurationError, Event, Message, Retry
 from tests.contract.backends import Backend
 from tests.contract.entries import pending
 from tests.contract.twins import ASYNCIO, TWINS, Buses
@@ -27,6 +27,23 @@ def which(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def bus(which: str) -> Any:
     return make(which, "redis://127.0.0.1:1/0", service="svc")
+
+
+@pytest.mark.parametrize("items", ["text", b"bytes", {"a": 1}, Event(1)], ids=["str", "bytes", "mapping", "Event"])
+async def test_one_payload_is_no_series_of_them(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str, items: Any
+) -> None:
+    # fails without: a look at what is given; a text was published letter by letter, and a mapping by its keys
+    with pytest.raises(ConfigurationError, match=r"give publish_many\(\) a list"):
+        await buses().publish_many(stream, items)
+    assert not await redis_client.exists(stream)
+
+
+async def test_an_event_is_no_payload(buses: Buses, redis_client: redis.asyncio.Redis, stream: str) -> None:
+    # fails without: a look at what is given; its parts were published as one, under no event and no key
+    with pytest.raises(ConfigurationError, match="its parts"):
+        await buses().publish(stream, Event({"a": 1}, event="E", key="k"))
+    assert not await redis_client.exists(stream)
 
 
 # --- the bus -----------------------------------------------------------------------------------------------------

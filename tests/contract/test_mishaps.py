@@ -151,6 +151,19 @@ async def test_telemetry_that_raises_changes_no_outcome(
     recorder.close()
 
 
+async def test_a_span_that_cannot_be_ended_changes_nothing_of_a_publish(
+    buses: Buses, stream: str, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    # fails without: catching it; publish() raised, though the message was stored
+    class RaisesAtTheEnd(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise RuntimeError("at the end")
+
+    recorder.tracers.add_span_processor(RaisesAtTheEnd())
+    assert (await buses(**recorder.options).publish(stream, 1)).id
+    assert said(caplog, names.EVENT_BUS_INTERNAL_ERROR)
+
+
 # --- keys that others write to ---------------------------------------------------------------------------------------
 
 

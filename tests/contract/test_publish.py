@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
 import pydantic
 import pytest
 import redis.asyncio
@@ -138,7 +139,7 @@ async def test_the_prefix_stands_before_every_streams_name(
     assert len(await stored(redis_client, f"{prefix}orders")) == 2
 
 
-async def test_dataclasses_pydantic_models_ids_and_times_are_payloads(
+async def test_dataclasses_models_structs_ids_and_times_are_payloads(
     buses: Buses, redis_client: redis.asyncio.Redis, stream: str
 ) -> None:
     @dataclass
@@ -149,11 +150,16 @@ async def test_dataclasses_pydantic_models_ids_and_times_are_payloads(
     class Model(pydantic.BaseModel):
         quantity: int
 
+    class Struct(msgspec.Struct):
+        of: uuid.UUID
+
     payload = [Order("BTC", datetime(2026, 1, 3, tzinfo=UTC)), Model(quantity=2), uuid.UUID(int=1)]
+    payload.append(Struct(payload[-1]))
     await buses().publish(stream, payload)
     [entry] = await stored(redis_client, stream)
     assert entry["data"] == (
-        '[{"symbol":"BTC","at":"2026-01-03T00:00:00+00:00"},{"quantity":2},"00000000-0000-0000-0000-000000000001"]'
+        '[{"symbol":"BTC","at":"2026-01-03T00:00:00+00:00"},{"quantity":2},"00000000-0000-0000-0000-000000000001",'
+        '{"of":"00000000-0000-0000-0000-000000000001"}]'
     )
 
 

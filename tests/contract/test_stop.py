@@ -15,6 +15,7 @@ import redis.asyncio
 
 from quantum_bus import BusClosed, ConfigurationError, ConnectionLost, Message
 from quantum_bus.backoff import Backoff
+from quantum_bus.demo.redis_server import RedisProcess
 from tests.contract.backends import Backend
 from tests.contract.conditions import Gate, eventually, pause
 from tests.contract.entries import all_acked, delivered, pending, stored
@@ -68,6 +69,27 @@ async def test_a_time_to_stop_that_is_none_is_refused_and_the_bus_can_still_be_s
     await bus.stop()
     with pytest.raises(BusClosed):
         await bus.publish("s", 1)
+
+
+async def test_a_handler_that_stops_its_own_bus_is_told_what_to_call(
+    buses: Buses, redis_client: redis.asyncio.Redis, stream: str
+) -> None:
+    # fails without: a look at who calls; it waited for itself, or was told that a thread cannot join itself
+    bus = buses()
+    errors: list[str] = []
+
+    @bus.subscriber(stream)
+    async def handle(message: Message) -> None:
+        try:
+            await bus.stop()
+        except ConfigurationError as error:
+            errors.append(str(error))
+
+    await bus.publish(stream, 1)
+    async with bus:
+        await eventually(lambda: all_acked(redis_client, stream))
+    assert len(errors) == 1
+    assert "request_stop()" in errors[0]
 
 
 async def test_a_stopped_bus_publishes_no_more_and_says_so(
@@ -385,6 +407,21 @@ async def test_a_second_signal_stops_without_draining(
         out, _ = await process.communicate()
     assert b"ended" not in out
     assert await pending(redis_client, stream) == [receipt.id]
+
+
+@pytest.mark.parametrize("twin", [ASYNCIO])
+async def test_a_second_signal_while_the_bus_starts_ends_run(buses: Buses, own_redis: RedisProcess) -> None:
+    # fails without: a start that is part of what a second signal ends; run() raised CancelledError
+    bus = buses(url=own_redis.url, connect_timeout=60.0, reply_timeout=60.0)
+    own_redis.suspend()
+    running = asyncio.ensure_future(bus.raw.run())
+    await eventually(lambda: bus.raw._state.value == "running")
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)
+    await asyncio.wait_for(running, 20)
+    assert bus.raw._state.value == "closed"
+    own_redis.resume()
 
 
 async def test_request_stop_has_run_drain_and_return(buses: Buses, twin: str, stream: str) -> None:

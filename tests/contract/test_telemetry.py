@@ -1,5 +1,6 @@
 """Spans and metrics by OpenTelemetry's messaging conventions, and what goes out where there is no SDK."""
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import redis.asyncio
 from opentelemetry import trace
 from opentelemetry.instrumentation.redis import RedisInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -75,6 +76,64 @@ async def test_a_publish_is_one_producer_span_whose_context_goes_onto_the_wire(
     if buses.backend.url:
         assert server == {"server.address": "127.0.0.1", "server.port": int(buses.backend.url.split(":")[2][:-2])}
     assert span.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize("how", ["ack", "term", "cut off"])
+async def test_what_is_in_flight_is_told_at_its_end_where_nothing_is_written_then(
+    buses: Buses, recorder: Recorder, redis_client: redis.asyncio.Redis, stream: str, how: str
+) -> None:
+    # fails without: telling of it where a run ends with nothing to write; one was counted as in flight for ever
+    bus = buses(**recorder.options)
+    began, gate = Gate(), Gate()
+
+    @bus.subscriber(stream)
+    async def handle(message: Message) -> None:
+        began.open()
+        if how == "cut off":
+            await gate.passed()
+        else:
+            await settled(message.ack() if how == "ack" else message.term("why"))
+
+    await bus.publish(stream, 1)
+    await bus.start()
+    if how == "cut off":
+        await began.passed()
+        await bus.stop(0.0)
+        gate.open()
+    await eventually(lambda: recorder.value("quantum_bus.in_flight", messaging__destination__name=stream) == 0)
+    await eventually(lambda: recorder.points("quantum_bus.in_flight"))
+
+
+@pytest.mark.parametrize("kind", ["publish", "many", "dedupe", "delay"])
+async def test_span_processors_are_told_of_a_publish_before_redis_has_answered(
+    buses: Buses, recorder: Recorder, real_backend: Backend, redis_client: redis.asyncio.Redis, stream: str, kind: str
+) -> None:
+    # fails without: telling of it on each way; but for a plain publish, its span was told of when all was over
+    started: list[str] = []
+
+    class Watching(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Any = None) -> None:
+            started.append(span.name)
+
+    recorder.tracers.add_span_processor(Watching())
+    bus = buses(**recorder.options)
+    await bus.publish(stream, 0)
+    started.clear()
+    await redis_client.client_pause(60_000, all=False)  # type: ignore[no-untyped-call]
+    call = {
+        "publish": lambda: bus.publish(stream, 1),
+        "many": lambda: bus.publish_many(stream, [1, 2]),
+        "dedupe": lambda: bus.publish(stream, 1, dedupe=60),
+        "delay": lambda: bus.publish(stream, 1, delay=0.001),
+    }[kind]
+    try:
+        publishing = asyncio.ensure_future(call())
+        await eventually(lambda: started)
+        assert not publishing.done()
+    finally:
+        await redis_client.client_unpause()  # type: ignore[no-untyped-call]
+    await publishing
+    assert started == [f"send {stream}"]
 
 
 @pytest.mark.parametrize("by", ["a scope", "set_correlation_id"])

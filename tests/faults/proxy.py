@@ -32,6 +32,7 @@ class Proxy:
         connections: how many clients have ever connected.
         cuts: how many connections were cut between two bytes.
         latency: seconds by which each way is late; see `slice`.
+        throttled: bytes of replies that come in a second; see `throttle`.
     """
 
     def __init__(self, url: str) -> None:
@@ -62,6 +63,7 @@ class Proxy:
         self._dropping = False
         self._cuts: Iterator[tuple[str, int]] | None = None
         self.latency = 0.0
+        self.throttled = 0.0
         self.cuts = 0
 
     # --- what to do ------------------------------------------------------------------------------
@@ -127,6 +129,10 @@ class Proxy:
     def slice(self, latency: float) -> None:
         """Pass everything on byte by byte, each way so many seconds late; with 0 as it comes again."""
         self.latency = latency
+
+    def throttle(self, bytes_per_second: float) -> None:
+        """Have replies come no faster than that, on each connection; 0 lets them."""
+        self.throttled = bytes_per_second
 
     def go_dark(self) -> None:
         """Pass nothing on any more on the connections there are, and close none: as a router that forgot them."""
@@ -346,7 +352,12 @@ class _Session:
                 self._proxy.cuts += 1
                 raise ConnectionAbortedError("cut")
             self._left[way] -= len(frame)
-        if self._proxy.latency:
+        if self._proxy.throttled and way == REPLIES:
+            for at in range(0, len(frame), 4096):
+                writer.write(frame[at : at + 4096])
+                await writer.drain()
+                await asyncio.sleep(4096 / self._proxy.throttled)
+        elif self._proxy.latency:
             for at in range(len(frame)):
                 writer.write(frame[at : at + 1])
                 await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import pytest
 import redis.asyncio
 
 from quantum_bus import (
+    BusClosed,
     ConnectionLost,
     Message,
     MessageAlreadySettled,
@@ -18,11 +19,12 @@ from quantum_bus import (
     Retry,
     upkeep,
 )
+from quantum_bus.config import State
 from quantum_bus.demo.redis_server import RedisProcess, RedisServer, start_redis
 from tests.contract.backends import Backend
 from tests.contract.conditions import PATIENCE, Gate, eventually, pause
 from tests.contract.entries import all_acked, pending, stored
-from tests.contract.twins import Bus, Buses, settled
+from tests.contract.twins import ASYNCIO, Bus, Buses, settled
 from tests.faults.proxy import Proxy
 
 LONG = 60.0
@@ -333,6 +335,100 @@ async def test_stopping_while_redis_is_away_is_prompt(buses: Buses, server: Redi
     gate.open()
     async with asyncio.timeout(PATIENCE):
         await bus.stop(timeout=0.5)
+
+
+async def test_a_bus_that_is_stopped_while_it_starts_handles_nothing(
+    buses: Buses, server: RedisProcess, redis_client: redis.asyncio.Redis
+) -> None:
+    # fails without: a look at the state behind every wait of the start; the stopped bus went on to read and to handle
+    alone = len(await redis_client.client_list())
+    server.suspend()
+    bus = buses(connect_timeout=LONG, reply_timeout=LONG)
+    handled: list[int] = []
+
+    @bus.subscriber("s")
+    async def handle(number: int) -> None:
+        handled.append(number)
+
+    starting = asyncio.create_task(bus.start())
+    await asyncio.sleep(0.3)  # it has begun, and cannot have ended
+    async with asyncio.timeout(PATIENCE):
+        await bus.stop(timeout=0.1)
+        server.resume()
+        with pytest.raises((BusClosed, ConnectionLost)):
+            await starting
+    await redis_client.xadd("s", {"data": "1"})
+    await eventually(lambda: _so_many_clients(redis_client, alone))
+    assert not handled
+
+
+async def _so_many_clients(client: redis.asyncio.Redis, wanted: int) -> bool:
+    return len(await client.client_list()) == wanted
+
+
+@pytest.mark.parametrize("twin", [ASYNCIO])
+async def test_a_publish_under_way_when_the_bus_is_closed_opens_no_other_connection(
+    buses: Buses, server: RedisProcess, redis_client: redis.asyncio.Redis
+) -> None:
+    # fails without: a link that stays closed; the message went out behind stop(), over a connection nobody closed
+    alone = len(await redis_client.client_list())
+    bus = buses()
+    await bus.publish("s", 0)
+    server.suspend()
+    publishing = asyncio.create_task(bus.publish("s", 1, timeout=3.0))
+    await asyncio.sleep(0.1)  # it is under way
+    await bus.stop(timeout=0.1)
+    server.resume()
+    with pytest.raises(PublishError):
+        await publishing
+    await eventually(lambda: _so_many_clients(redis_client, alone))
+
+
+@pytest.mark.parametrize("twin", [ASYNCIO])
+async def test_a_stop_that_is_cancelled_while_it_closes_closes_all_the_same(
+    buses: Buses, redis_client: redis.asyncio.Redis
+) -> None:
+    # fails without: closing in a task of its own; its connections stayed open, and a second stop() did nothing
+    alone = len(await redis_client.client_list())
+    bus = buses()
+    gate = Gate()
+
+    @bus.subscriber("s")
+    async def handle(number: int) -> None:
+        for _ in range(3):  # it clings to its place
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.passed()
+
+    await bus.start()
+    await bus.publish("s", 1)
+    await eventually(lambda: pending(redis_client, "s"))
+    stopping = asyncio.create_task(bus.stop(timeout=0.0))
+    await eventually(lambda: bus.raw._state is State.CLOSED)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    await bus.stop()
+    assert await _so_many_clients(redis_client, alone)
+    gate.open()
+
+
+async def test_a_reply_that_takes_longer_than_its_timeout_to_arrive_is_received(
+    buses: Buses, proxy: Proxy, redis_client: redis.asyncio.Redis
+) -> None:
+    # fails without: counting what came of a reply; over asyncio it was asked for ever, and nothing was handled
+    bus = buses(url=proxy.url, reply_timeout=0.5, block=0.2)
+    handled: set[int] = set()
+
+    @bus.subscriber("s", concurrency=20, ack_wait=LONG)
+    async def handle(message: Message) -> None:
+        handled.add(message.data["n"])
+
+    for number in range(20):
+        await redis_client.xadd("s", {"data": f'{{"n":{number},"of":"{"x" * 50_000}"}}'})
+    proxy.throttle(150_000)  # of a million: longer than a read may block, and a reply may take
+    await bus.start()
+    await eventually(lambda: len(handled) == 20, timeout=60.0)
+    proxy.throttle(0)
 
 
 @pytest.mark.parametrize("how", ["ack", "term", "ack behind the end"])

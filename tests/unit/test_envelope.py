@@ -128,6 +128,10 @@ class Order:
     note: str = dataclasses.field(init=False)
 
 
+class Measured(msgspec.Struct):
+    value: float
+
+
 class Intent(pydantic.BaseModel):
     symbol: str
     confidence: float
@@ -208,9 +212,10 @@ def test_what_json_cannot_say(payload: object, said: str) -> None:
         lambda number: Order("BTC", number),
         lambda number: Intent(symbol="BTC", confidence=number),
         lambda number: [{"a": Intent(symbol="BTC", confidence=number)}],
+        Measured,
         lambda number: Enum("Number", {"VALUE": number}).VALUE,  # type: ignore[attr-defined]
     ],
-    ids=["bare", "nested", "mapping", "dataclass", "model", "model inside", "enum"],
+    ids=["bare", "nested", "mapping", "dataclass", "model", "model inside", "struct", "enum"],
 )
 def test_a_number_json_cannot_say_is_not_turned_into_null(number: float, wrap: Any) -> None:
     with pytest.raises(SerializationError, match="JSON cannot say; publish None or a str instead"):

@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import (
+    ReadableSpan,
+    SpanLimits,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+    TracerProvider,
+)
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -246,6 +252,50 @@ def begun(spans: Spans, attributes: dict[str, Any] | None = None) -> Begun:
         SpanKind.PRODUCER,
         {**ATTRIBUTES} if attributes is None else attributes,
     )
+
+
+def test_what_a_provider_tells_its_processors_with_is_told_that_spans_start() -> None:
+    # fails without: a look at its class; one of a program's own heard of spans only when they had ended
+    started: list[str] = []
+
+    class Together(SynchronousMultiSpanProcessor):
+        def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
+            started.append(span.name)
+
+    spans, _ = spans_of(active_span_processor=Together())
+    begun(spans).end()
+    assert started == ["send s"]
+
+
+def test_the_bus_has_room_for_its_own_attributes_where_a_handler_fills_a_span() -> None:
+    # fails without: leaving room for them; a span had one attribute more than its limit
+    spans, exporter = spans_of(span_limits=SpanLimits(max_span_attributes=16))
+    one = begun(spans)
+    for number in range(16):
+        one.span().set_attribute(f"own.{number}", number)
+    for number in range(3):
+        one.put(f"bus.{number}", number)
+    one.end()
+    [span] = exporter.get_finished_spans()
+    assert len(span.attributes or {}) == 16
+    assert span.dropped_attributes == len(ATTRIBUTES) + 19 - 16
+
+
+def test_a_sampler_that_changes_the_attributes_it_is_shown_changes_no_span() -> None:
+    # fails without: showing it a copy; what it put there was exported, and not even cleaned
+    class Puts(Sampler):
+        def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
+            attributes = named.get("attributes") or arguments[4]
+            attributes["put"] = object()
+            return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+        def get_description(self) -> str:
+            return "puts"
+
+    spans, exporter = spans_of(sampler=Puts())
+    begun(spans).end()
+    [span] = exporter.get_finished_spans()
+    assert "put" not in (span.attributes or {})
 
 
 def test_with_the_sdk_that_is_installed_the_short_way_is_taken() -> None:

@@ -98,7 +98,15 @@ def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"password":"%s"}', "password:%s", "{'token':'%s'}", "a\tpassword:%s", "[password:%s]", "https:password:%s"],
+    [
+        '{"password":"%s"}',
+        "password:%s",
+        "{'token':'%s'}",
+        "a\tpassword:%s",
+        "[password:%s]",
+        "https:password:%s",
+        "Bearer\t%s",
+    ],
 )
 def test_a_pair_in_a_fields_text_is_masked_in_every_record(text: str, output: Output) -> None:
     # fails without: counting the colons. The second record of its kind, and all behind it, showed the secret
