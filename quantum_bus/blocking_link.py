@@ -295,8 +295,9 @@ class Link:
             self._fail(error)
 
     def _fail(self, error: QuantumBusError) -> None:
+        unwritten = error.unwritten() if isinstance(error, ConnectionLost) else error
         for request in (*self._written, *self._waiting):
-            request.error = error
+            request.error = error if request.written_at else unwritten
             if request.wake is not None:
                 request.wake.set()
         self._written.clear()

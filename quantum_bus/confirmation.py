@@ -133,7 +133,8 @@ class Confirmation:
     def lost(self, error: ConnectionLost) -> float:
         """Redis did not answer; returns the seconds to pause."""
         self._last = error
-        self._doubtful.update(self._missing[: self._written])
+        if error.written:
+            self._doubtful.update(self._missing[: self._written])
         self._written = 0
         return self._backoff.next()
 
@@ -166,6 +167,12 @@ class Confirmation:
             if reply is None and passing is not None and index not in doubtful:
                 cause = passing
                 error = driver.publish_error(passing, outgoing.stream)
+            elif reply is None and index not in doubtful:
+                cause = self._last
+                error = PublishTimeout(
+                    f"Redis could not be reached in time: message {outgoing.message_id} for {outgoing.stream!r} was "
+                    f"never sent, and is not stored ({cause})"
+                )
             elif reply is None:
                 cause = self._last
                 error = PublishTimeout(

@@ -68,7 +68,7 @@ class PublishError(QuantumBusError):
 class PublishTimeout(PublishError, TimeoutError):
     """Redis did not confirm the message in time, or refused it after a reply was lost.
 
-    It may be stored: publish again with the same ``message_id``.
+    It may be stored, unless the text says that it was never sent: publish again with the same ``message_id``.
     """
 
 
@@ -101,7 +101,20 @@ class NotDurable(PublishError):
 
 
 class ConnectionLost(QuantumBusError, ConnectionError):
-    """Redis cannot be reached, or the connection broke before the answer came."""
+    """Redis cannot be reached, or the connection broke before the answer came.
+
+    Attributes:
+        written: whether what was asked may have reached Redis, and be done.
+    """
+
+    written = True
+
+    def unwritten(self) -> ConnectionLost:
+        """The same, for who asked what was not yet written."""
+        lost = ConnectionLost(*self.args)
+        lost.__cause__ = self.__cause__
+        lost.written = False
+        return lost
 
 
 class Reject(QuantumBusError):

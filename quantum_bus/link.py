@@ -280,7 +280,12 @@ class Link:
             current.abort()
         if self._written and self._written[0].replies:
             self._keep_what_came(self._written.popleft(), error)
-        for request in (*self._written, *self._waiting):
+        for request in self._written:
+            if not request.future.done():
+                request.future.set_exception(error)
+        if isinstance(error, ConnectionLost):
+            error = error.unwritten()
+        for request in self._waiting:
             if not request.future.done():
                 request.future.set_exception(error)
         self._written.clear()
