@@ -62,10 +62,18 @@ async def test_an_outage_does_not_turn_a_stream_into_dead_letters(
     failed: list[str] = []
     handled: set[str] = set()
 
-    @bus.subscriber(stream, concurrency=2, retry=FIRM, breaker=QUICK)
+    all_four = Gate()
+
+    # The first four runs are to open it, and none of them is to be a second one: they fail together.
+    later = Retry(max_attempts=2, initial=2.0, jitter="none")
+
+    @bus.subscriber(stream, concurrency=4, retry=later, breaker=QUICK)
     async def handle(message: Message) -> None:
         if is_down:
             failed.append(message.id)
+            if len(failed) == 4:
+                all_four.open()
+            await all_four.passed()
             raise Down
         handled.add(message.id)
 
