@@ -729,7 +729,10 @@ class Consumer:
 
             result, error = await self._loop.run_in_executor(self._threads, in_thread)
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    error = None  # its traceback holds this frame
             return result
 
         process = self._wrap(innermost)

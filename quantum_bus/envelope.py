@@ -270,7 +270,7 @@ def check_items(items: Iterable[Any]) -> None:
         ConfigurationError: it is a mapping, a text, bytes or an :class:`Event`.
     """
     if isinstance(items, (Mapping, str, bytes, bytearray, Event)):
-        raise ConfigurationError(f"items={_shown(items)} is one payload: give publish_many() a list of them")
+        raise ConfigurationError(f"items is one payload, a {type(items).__name__}: give publish_many() a list of them")
 
 
 def before_middleware(event: Event, stream: str) -> Outgoing:

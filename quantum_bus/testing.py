@@ -103,7 +103,9 @@ class TestBus:
         if bus is not None and (service is not None or options):
             raise ConfigurationError("give either a bus or the options of one")
         if bus is not None and not isinstance(bus, EventBus):
-            raise ConfigurationError(f"bus={bus!r}: give an EventBus over asyncio; one of threads cannot be lent")
+            raise ConfigurationError(
+                f"bus is a {type(bus).__name__}: give an EventBus over asyncio; one of threads cannot be lent"
+            )
         server = fakeredis.FakeServer(version=REDIS_VERSION)
         self._client = fakeredis.FakeAsyncRedis(server=server)
         self.redis = fakeredis.FakeAsyncRedis(server=server, decode_responses=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry import metrics, trace
 
+import quantum_bus.sync
 from quantum_bus import ConfigurationError, EventBus, Message, NotDurable, Receipt, Reject, Retry, get_logger
 from quantum_bus.testing import TestBus
 
@@ -155,6 +156,14 @@ async def test_a_bus_that_runs_cannot_be_lent() -> None:
 def test_a_bus_and_options_of_one_exclude_each_other() -> None:
     with pytest.raises(ConfigurationError, match="either"):
         TestBus(EventBus("redis://localhost", service="shop"), service="other")
+
+
+@pytest.mark.parametrize("given", ["redis://u:hunter2@h/0", quantum_bus.sync.EventBus("redis://h", service="s")])
+def test_what_is_no_bus_over_asyncio_is_refused(given: Any) -> None:
+    # fails without: a look at what is given; it was a TypeError from the midst of entering it
+    with pytest.raises(ConfigurationError, match="give an EventBus over asyncio") as refused:
+        TestBus(given)
+    assert "hunter2" not in str(refused.value)
 
 
 async def test_two_at_once_know_nothing_of_each_other() -> None:
