@@ -263,6 +263,15 @@ def test_a_command_does_its_work_where_standard_output_was_closed_before(
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_an_error_is_not_written_where_standard_error_was_closed_before() -> None:
+    # fails without: a look whether there is one; print() takes standard output instead
+    command = [sys.executable, "-m", "quantum_bus", "status", "--url", "redis://127.0.0.1:1/0"]
+    ended = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, timeout=30, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, b"")
+
+
 def test_a_command_that_has_failed_ends_as_such_where_its_output_is_full() -> None:
     program = "import sys\nfrom quantum_bus.cli.ending import written_out\nwith written_out(): print('x'); sys.exit(2)"
     environment = os.environ | {"PYTHONUNBUFFERED": ""}

@@ -14,7 +14,7 @@ from _pytest.outcomes import Failed
 from quantum_bus import blocking_link
 from quantum_bus.blocking_link import Link, _Request
 from quantum_bus.busy_poll import BusyPoll
-from quantum_bus.errors import ConnectionLost
+from quantum_bus.errors import ConfigurationError, ConnectionLost
 
 
 class Connection:
@@ -176,3 +176,40 @@ def test_wherever_one_that_waits_for_others_is_interrupted_it_is_not_named_to_le
 def suppressing(link: Link) -> None:
     with contextlib.suppress(ConnectionLost):  # it is not answered in time, which is as it should be
         link.execute(("PING",), timeout=0.001)
+
+
+@pytest.mark.parametrize("at", ["writing", "reading"])
+def test_who_asks_in_a_signals_handler_while_its_own_thread_waits_is_told_that_it_cannot(at: str) -> None:
+    # fails without: a look at who leads; it waited for its own thread, or for a lock of it, for ever
+    errors: list[str] = []
+
+    def handler() -> None:
+        with pytest.raises(ConfigurationError) as told:
+            link.execute(("PING",), timeout=0.2)
+        errors.append(str(told.value))
+
+    pool = Pool()
+    link = Link(pool, timeout=1.0, where="here")
+    pool.connection = Connection(at, handler)
+    assert link.execute(("PING",)) == [b"PONG"]
+    assert len(errors) == 1
+    assert "signal" in errors[0]
+
+
+def test_one_that_waits_for_others_may_have_centuries() -> None:
+    # fails without: the longest that a lock may be waited for; it was an OverflowError
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reading.set()
+        go_on.wait(10.0)
+
+    pool = Pool()
+    pool.connection = Connection("reading", hold)
+    link = Link(pool, timeout=10.0, where="here")
+    leading = threading.Thread(target=link.execute, args=(("PING",),))
+    leading.start()
+    assert reading.wait(10.0)
+    threading.Timer(0.05, go_on.set).start()
+    assert link.execute(("PING",), timeout=1e12) == [b"PONG"]
+    leading.join(10.0)
