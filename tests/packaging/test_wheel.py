@@ -9,9 +9,9 @@ import pytest
 
 from tests.packaging.conftest import CHECKOUT, Install, run
 
-# Their own third parties come with an extra; the message that says so is tested where they are. `sdk_spans` is imported
-# where the tracer is the SDK's.
-NEEDS_AN_EXTRA = {"cli", "demo", "otel", "otlp", "scraping", "sdk_spans", "testing"}
+# Their own third parties come with an extra; the message that says so is tested where they are. `sdk_spans` and
+# `flow_ids` are imported where the tracer is the SDK's.
+NEEDS_AN_EXTRA = {"cli", "demo", "flow_ids", "otel", "otlp", "scraping", "sdk_spans", "testing"}
 MOST_PACKAGES = 9
 
 
