@@ -327,9 +327,9 @@ async def test_one_consumer_handles_and_the_other_takes_over_when_it_stops(
     pair = Pair(buses, stream, ack_wait=40.0)
     first, second = pair.buses
     async with second:
+        second_led = await eventually(lambda: leader(redis_client, stream))  # else either of the two may
         await first.start()
         await eventually(lambda: standing_by(caplog))
-        second_led = await leader(redis_client, stream)
         await sent(buses, stream, *"ab" * 10)
         await eventually(lambda: all_acked(redis_client, stream))
         assert (len(pair.by(1)), pair.by(0)) == (20, [])
