@@ -2,17 +2,6 @@
 -- KEYS[1] due times (sorted set)   KEYS[2] copies (hash)   KEYS[3] stream to add them to
 -- ARGV[1] how many at most
 -- Returns how many were moved, and the milliseconds until the next is due (-1: none is scheduled).
-local function unpacked(packed) -- the netstrings that retry.lua wrote
-  local values = {}
-  local at = 1
-  while at <= #packed do
-    local colon = string.find(packed, ':', at, true)
-    local length = tonumber(string.sub(packed, at, colon - 1))
-    values[#values + 1] = string.sub(packed, colon + 1, colon + length)
-    at = colon + length + 1
-  end
-  return values
-end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local moved = 0

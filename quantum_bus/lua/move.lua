@@ -2,14 +2,6 @@
 -- KEYS[1] stream   ARGV[1] group   ARGV[2] consumer   ARGV[3] entry id   ARGV[4] values to cut off its end: a
 -- retry's own, 0 in the stream itself, below 0 for what is no retry and among them
 -- ARGV[5] service   ARGV[6] completion entries to keep, 0 for none   ARGV[7] message's id   ARGV[8] record
-local function pack(values) -- as netstrings (length, colon, bytes): cmsgpack is not on every server
-  local parts = {}
-  for i, value in ipairs(values) do
-    parts[i] = #value .. ':' .. value
-  end
-  return table.concat(parts)
-end
-
 -- Where the group keeps marks: another entry under the message's id may be handled now.
 local function unmark(mark)
   if mark and redis.call('GET', mark) == 'run:' .. ARGV[7] then

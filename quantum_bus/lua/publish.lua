@@ -7,17 +7,12 @@
 -- already, of the first call: within the window what that one returned.
 -- What is there already is written again as it was: a WAIT behind this call then waits for what the first one wrote. No
 -- first write here is one that a full server lets through while the next is refused: all is done, or nothing.
-local function correlation_id(packed) -- of a copy: netstrings, names and values in turn
-  local at, named = 1, false
-  while at <= #packed do
-    local colon = string.find(packed, ':', at, true)
-    local length = tonumber(string.sub(packed, at, colon - 1))
-    local text = string.sub(packed, colon + 1, colon + length)
-    if named == 'correlation_id' then
-      return text
+local function correlation_id(copy)
+  local fields = unpacked(copy)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'correlation_id' then
+      return fields[i + 1]
     end
-    named = not named and text
-    at = colon + length + 1
   end
 end
 local flow = ARGV[4]
@@ -40,13 +35,9 @@ else
     redis.call('ZADD', KEYS[2], due, ARGV[1])
     flow = correlation_id(redis.call('HGET', KEYS[3], ARGV[1]) or '') or flow
   else
-    local copy = {}
-    for i = 5, #ARGV do -- as netstrings, which due.lua reads
-      copy[#copy + 1] = #ARGV[i] .. ':' .. ARGV[i]
-    end
     local time = redis.call('TIME')
     due = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[2])
-    redis.call('HSET', KEYS[3], ARGV[1], table.concat(copy))
+    redis.call('HSET', KEYS[3], ARGV[1], pack({unpack(ARGV, 5)}))
     redis.call('ZADD', KEYS[2], due, ARGV[1])
   end
 end
