@@ -10,18 +10,16 @@ As with asyncio's link, redis-py opens the connection, and its client layer with
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, perf_counter
-from typing import Any, Final
+from typing import Any
 
 from redis.connection import ConnectionInterface
 from redis.exceptions import RedisError
 
-from . import driver, streams
+from . import driver, forks, streams
 from .blocking_wire import Wire, over
 from .busy_poll import BusyPoll
 from .errors import ConfigurationError, ConnectionLost, QuantumBusError
@@ -71,7 +69,7 @@ class Link:
         self._connection: ConnectionInterface | None = None
         self._wire: Wire | None = None
         self.client_id: int | None = None
-        _links.add(self)
+        forks.mind(self)
 
     def execute(self, *commands: Command, timeout: float | None = None) -> list[Reply]:
         """Write commands together and return their replies, in order.
@@ -133,8 +131,8 @@ class Link:
                 self._lead(request, deadline, meanwhile)
             if not request.done:
                 self._give_up(request)
-        except BaseException:
-            self._leaves(request)
+        except BaseException as error:
+            self._leaves(request, error)
             raise
         if request.error is None:
             return request.replies
@@ -150,14 +148,19 @@ class Link:
                     self._hand_over()
                 raise ConnectionLost(f"Redis at {self._where} did not answer in time")
 
-    def _leaves(self, request: _Request) -> None:
-        """Its thread goes, where a signal's handler has raised at any point: it is neither answered nor to lead."""
+    def _leaves(self, request: _Request, error: BaseException) -> None:
+        """Its thread goes, as where a signal's handler has raised at any point: it is neither answered nor to lead."""
         with self._lock:
             request.abandoned = True
-        if self._leader is request:
-            self._break(ConnectionLost(f"the connection to Redis at {self._where} was interrupted"))
+        if self._leader is request:  # in the middle of a reply: nobody can read on from here
+            self._interrupted(error)
             with self._lock:
                 self._hand_over()
+
+    def _interrupted(self, error: BaseException) -> None:
+        lost = ConnectionLost(f"the connection to Redis at {self._where} was interrupted")
+        lost.__cause__ = error
+        self._break(lost)
 
     def execute_one(self, command: Command, *, timeout: float | None = None) -> Reply:
         """As :meth:`execute`, for one command."""
@@ -208,16 +211,13 @@ class Link:
             )
             lost.__cause__ = error
             self._break(lost)
-        except BaseException as error:  # Ctrl-C in the middle of a reply: nobody can read on from here
-            lost = ConnectionLost(f"the connection to Redis at {self._where} was interrupted")
-            lost.__cause__ = error
-            self._break(lost)
-            if not (self._closed and isinstance(error, Exception)):  # redis-py's own, of a connection closed under it
+        except Exception as error:
+            if not self._closed:
                 raise
-        finally:
-            if mine.done:
-                with self._lock:
-                    self._hand_over()
+            self._interrupted(error)  # it is redis-py's own, of a connection closed under it
+        if mine.done:
+            with self._lock:
+                self._hand_over()
 
     def _write(self) -> None:
         """Write what waits; whoever has given up before this moment is passed by."""
@@ -311,15 +311,3 @@ class Link:
                 request.wake.set()
                 return
         self._leader = None
-
-
-_links: Final[weakref.WeakSet[Link]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for link in tuple(_links):
-        link.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

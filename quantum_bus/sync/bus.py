@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import os
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import redis
@@ -22,7 +20,7 @@ from opentelemetry.trace import TracerProvider
 from redis.retry import Retry as DriverRetry
 
 from quantum_bus import config as options
-from quantum_bus import driver, journal, names, readiness, streams
+from quantum_bus import driver, forks, journal, names, readiness, streams
 from quantum_bus.backoff import Backoff
 from quantum_bus.blocking_link import Link
 from quantum_bus.config import (
@@ -139,7 +137,6 @@ class EventBus:
         )
         self._link = self._new_link(reply_timeout)
         self._publisher = Publisher(self.config, self._link, self._new_waiting_link, self._telemetry)
-        _buses.add(self)
         self._subscriptions = Subscriptions(self.config, threads=True)
         self._consumers: list[Consumer] = []
         self._paused: set[SubscriberConfig] = set()
@@ -545,19 +542,6 @@ class EventBus:
             self._client.close()
 
 
-_buses: Final[weakref.WeakSet[EventBus]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """A child publishes over connections of its own; none of the parent's publishes is under way here."""
-    for bus in tuple(_buses):
-        bus._counted.after_fork()  # noqa: SLF001 - it is this room's
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 class _Counted:
     """Publishes under way, for :meth:`EventBus.stop` to wait for; each enters it for its time."""
 
@@ -567,6 +551,7 @@ class _Counted:
         self._count = 0
         self._closed = False
         self._awaited = False
+        forks.mind(self)
 
     def __enter__(self) -> None:
         with self._changed:
@@ -590,7 +575,7 @@ class _Counted:
                 self._changed.wait(patience)
 
     def after_fork(self) -> None:
-        """In the child: another thread of the parent may have held the lock."""
+        """None of the parent's publishes is under way here, and none of its threads lets the lock go."""
         self._changed = threading.Condition()
         self._count = 0
 

@@ -4,7 +4,7 @@ import contextlib
 import linecache
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -148,24 +148,31 @@ def test_wherever_a_caller_is_interrupted_the_next_one_is_answered() -> None:
     assert lines > 20
 
 
+@contextlib.contextmanager
+def another_leads() -> Iterator[tuple[Link, threading.Event]]:
+    """A link over which a thread reads; it gets its reply when the event is set, at the block's end at the latest."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reading.set()
+        go_on.wait(10.0)
+
+    pool = Pool()
+    pool.connection = Connection("reading", hold)
+    link = Link(pool, timeout=10.0, where="here")
+    leading = threading.Thread(target=link.execute, args=(("PING",),))
+    leading.start()
+    assert reading.wait(10.0)
+    yield link, go_on
+    go_on.set()
+    leading.join(10.0)
+
+
 def test_wherever_one_that_waits_for_others_is_interrupted_it_is_not_named_to_lead() -> None:
     lines = 0
     while True:
-        reading, go_on = threading.Event(), threading.Event()
-
-        def hold(reading: threading.Event = reading, go_on: threading.Event = go_on) -> None:
-            reading.set()
-            go_on.wait(10.0)
-
-        pool = Pool()
-        pool.connection = Connection("reading", hold)
-        link = Link(pool, timeout=10.0, where="here")
-        leading = threading.Thread(target=link.execute, args=(("PING",),))
-        leading.start()
-        assert reading.wait(10.0)
-        interrupted = interrupted_at(lines + 1, lambda link=link: suppressing(link))  # type: ignore[misc]
-        go_on.set()
-        leading.join(10.0)
+        with another_leads() as (link, _):
+            interrupted = interrupted_at(lines + 1, lambda link=link: suppressing(link))  # type: ignore[misc]
         assert link.execute(("PING",), timeout=0.2) == [b"PONG"], f"interrupted at line {lines + 1}"
         if not interrupted:
             break
@@ -198,18 +205,6 @@ def test_who_asks_in_a_signals_handler_while_its_own_thread_waits_is_told_that_i
 
 def test_one_that_waits_for_others_may_have_centuries() -> None:
     # fails without: the longest that a lock may be waited for; it was an OverflowError
-    reading, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reading.set()
-        go_on.wait(10.0)
-
-    pool = Pool()
-    pool.connection = Connection("reading", hold)
-    link = Link(pool, timeout=10.0, where="here")
-    leading = threading.Thread(target=link.execute, args=(("PING",),))
-    leading.start()
-    assert reading.wait(10.0)
-    threading.Timer(0.05, go_on.set).start()
-    assert link.execute(("PING",), timeout=1e12) == [b"PONG"]
-    leading.join(10.0)
+    with another_leads() as (link, go_on):
+        threading.Timer(0.05, go_on.set).start()
+        assert link.execute(("PING",), timeout=1e12) == [b"PONG"]
