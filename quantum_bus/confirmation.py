@@ -83,6 +83,7 @@ class Confirmation:
         Args:
             left: seconds until the caller's deadline. What is more than one request's worth shares them.
         """
+        self._sending.on_its_way(alone=False)
         commands = [self._commands[index] for index in self._missing[:CHUNK]]
         self._written = len(commands)
         if self._wanted:

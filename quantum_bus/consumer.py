@@ -30,7 +30,7 @@ from .inbox import Held, Inbox
 from .lanes import Lanes
 from .leadership import Leadership
 from .link import Link, Reply
-from .outbox import DONE, LOST, UNWRITTEN, Letter, Outbox
+from .outbox import DONE, LOST, Letter, Outbox, check_settled
 from .readiness import SubscriberHealth
 from .run import Outcomes, Run, admit
 from .sources import Key, NotOwned, Sources
@@ -847,11 +847,7 @@ class Consumer:
         self._post(held, outcome, settled)
 
         async def confirmed() -> None:
-            result = await future
-            if result == LOST:
-                raise held.lease_lost()
-            if result == UNWRITTEN:
-                raise held.unsettled_by_stop()
+            check_settled(held, await future)
 
         return confirmed()
 

@@ -91,6 +91,19 @@ class Letter(msgspec.Struct, eq=False, gc=False):
         return self.outcome if isinstance(self.outcome, Bury) else None
 
 
+def check_settled(held: Held, result: str) -> None:
+    """For who has settled it by hand, and waited for the result.
+
+    Raises:
+        LeaseLost: another consumer owns the message by now.
+        ConnectionLost: the bus was stopped before.
+    """
+    if result == LOST:
+        raise held.lease_lost()
+    if result == UNWRITTEN:
+        raise held.unsettled_by_stop()
+
+
 @dataclass(slots=True)
 class Answered:
     """What a write came to: outcomes that have reached Redis, and refusals: the first of each kind until one goes."""

@@ -103,7 +103,6 @@ class Publisher:
             deadline = asyncio.get_running_loop().time() + timeout
             pause = 0.0
             if wait_replicas or outgoing.delay_ms or outgoing.dedupe_ms or self._indexes:
-                sending.on_its_way(alone=False)
                 confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             else:
                 # The first try is all, but once in a blue moon: it needs no Confirmation, whose state takes 5 µs.
@@ -144,7 +143,6 @@ class Publisher:
         if not outgoing:
             return []
         with self.together(stream, outgoing) as sending:
-            sending.on_its_way(alone=False)
             deadline = asyncio.get_running_loop().time() + timeout
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             await self._confirm(confirmation, deadline, timeout, 0.0)
@@ -154,7 +152,6 @@ class Publisher:
         self, sending: Sending, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None
     ) -> Receipt:
         """As :meth:`publish`, for one of those that are published together; how many failed is the caller's to say."""
-        sending.on_its_way(alone=False)
         confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
         await self._confirm(confirmation, asyncio.get_running_loop().time() + timeout, timeout, 0.0)
         (result,) = confirmation.results()

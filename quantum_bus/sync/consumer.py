@@ -30,7 +30,7 @@ from quantum_bus.heartbeat import Lease
 from quantum_bus.inbox import Held, Inbox
 from quantum_bus.lanes import Lanes
 from quantum_bus.leadership import Leadership
-from quantum_bus.outbox import LOST, UNWRITTEN, Letter, Outbox
+from quantum_bus.outbox import LOST, Letter, Outbox, check_settled
 from quantum_bus.readiness import SubscriberHealth
 from quantum_bus.run import Outcomes, Run, admit
 from quantum_bus.sources import Key, NotOwned, Sources
@@ -729,11 +729,7 @@ class Consumer:
             self._inbox.settling()
             self._outbox.post(held, outcome, settled)
             self._changed.notify_all()
-        result = future.result()
-        if result == LOST:
-            raise held.lease_lost()
-        if result == UNWRITTEN:
-            raise held.unsettled_by_stop()
+        check_settled(held, future.result())
 
     def keep_by_hand(self, held: Held) -> None:
         """Renew the lease.

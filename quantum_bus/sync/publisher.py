@@ -102,7 +102,6 @@ class Publisher:
             deadline = time.monotonic() + timeout
             pause = 0.0
             if wait_replicas or outgoing.delay_ms or outgoing.dedupe_ms or self._indexes:
-                sending.on_its_way(alone=False)
                 confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
             else:
                 # as over asyncio: almost always the first try is all
@@ -138,7 +137,6 @@ class Publisher:
         if not outgoing:
             return []
         with self.together(stream, outgoing) as sending:
-            sending.on_its_way(alone=False)
             confirmation = Confirmation(outgoing, sending, self._config, wait_replicas=wait_replicas)
             self._confirm(confirmation, time.monotonic() + timeout, timeout, 0.0)
             return confirmation.results()
@@ -147,7 +145,6 @@ class Publisher:
         self, sending: Sending, outgoing: Outgoing, *, timeout: float, wait_replicas: int | None = None
     ) -> Receipt:
         """As :meth:`publish`, for one of those that are published together; how many failed is the caller's to say."""
-        sending.on_its_way(alone=False)
         confirmation = Confirmation((outgoing,), sending, self._config, wait_replicas=wait_replicas)
         self._confirm(confirmation, time.monotonic() + timeout, timeout, 0.0)
         (result,) = confirmation.results()

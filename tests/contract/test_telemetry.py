@@ -100,8 +100,8 @@ async def test_what_is_in_flight_is_told_at_its_end_where_nothing_is_written_the
         await began.passed()
         await bus.stop(0.0)
         gate.open()
-    await eventually(lambda: recorder.value("quantum_bus.in_flight", messaging__destination__name=stream) == 0)
     await eventually(lambda: recorder.points("quantum_bus.in_flight"))
+    await eventually(lambda: recorder.value("quantum_bus.in_flight", messaging__destination__name=stream) == 0)
 
 
 @pytest.mark.parametrize("kind", ["publish", "many", "dedupe", "delay"])
